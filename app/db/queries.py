@@ -1,0 +1,42 @@
+"""The only ways to begin a query: by project, by lease (app.services.leases), or on a server table.
+
+`tests/unit/test_query_doors.py` finds any other.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, func, literal_column, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth import Principal
+from app.db.models import SERVER_TABLES, Base, JobRow, ProjectRow
+
+Row = TypeVar("Row", bound=Base)
+TenantRow = TypeVar("TenantRow", bound=ProjectRow)
+RowOfJob = TypeVar("RowOfJob", bound=JobRow)
+
+
+def scoped(model: type[TenantRow], principal: Principal) -> Select[TenantRow]:
+    """Rows of the caller's project and no other."""
+    return select(model).where(model.project_id == principal.project_id)
+
+
+def server_rows(model: type[Row]) -> Select[Row]:
+    """Rows that belong to the installation."""
+    if model not in SERVER_TABLES:
+        raise TypeError(f"{model.__name__} is a tenant table: use scoped()")
+    return select(model)
+
+
+def of_job(model: type[RowOfJob], job_id: str) -> Select[RowOfJob]:
+    """A worker's rows of the job that it holds a lease on."""
+    return select(model).where(model.job_id == job_id)
+
+
+async def database_now(session: AsyncSession) -> datetime:
+    """The database's clock, which is the one that leases are measured by: workers' clocks may differ."""
+    if session.get_bind().dialect.name == "sqlite":
+        text: Any = await session.scalar(select(literal_column("strftime('%Y-%m-%dT%H:%M:%f', 'now')")))
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return (await session.execute(select(func.clock_timestamp()))).scalar_one()

@@ -1,0 +1,54 @@
+"""One tree of errors that clients see. `app.api.errors` renders it as OpenAI's envelope."""
+
+from collections.abc import Mapping
+
+
+class ApiError(Exception):
+    """`type`, `code` and `param` are the words of OpenAI's error object; `headers` go with the answer."""
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+class InvalidRequest(ApiError):
+    """Also for illegal changes of state: clients retry a 409, never a 400."""
+
+
+class Unauthenticated(ApiError):
+    status = 401
+
+
+class Forbidden(ApiError):
+    status = 403
+
+
+class NotFound(ApiError):
+    status = 404
+
+
+class TooLarge(ApiError):
+    status = 413
+
+
+class Unavailable(ApiError):
+    """The server cannot answer now and will again; say when in `Retry-After`."""
+
+    status = 503
+    type = "server_error"
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 2) -> None:
+        super().__init__(message, code="unavailable", headers={"Retry-After": str(retry_after_seconds)})

@@ -1,0 +1,31 @@
+"""Logs: one line a record, with the request or job they belong to, and no secret in them."""
+
+import logging
+import re
+import sys
+from contextvars import ContextVar
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+# Keys and bearer tokens, whoever's they are.
+_SECRET = re.compile(r"\b(sk-|hf_|Bearer\s+|whsec_)[A-Za-z0-9_\-./+=]{6,}")
+
+
+def redact(text: str) -> str:
+    return _SECRET.sub(r"\1[redacted]", text)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        record.request_id = request_id.get()
+        return redact(super().format(record))
+
+
+def configure_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("httpx", "httpcore", "aiosqlite", "alembic.runtime.plugins", "python_multipart"):
+        logging.getLogger(noisy).setLevel("WARNING")

@@ -1,0 +1,22 @@
+"""Waking: a hint that there may be work. The database says what the work is; a lost wake costs a second."""
+
+from typing import Protocol
+
+TRAINING_POOL = "default"
+VALIDATION_POOL = "cpu"
+
+
+class Waiter(Protocol):
+    async def wait(self, timeout_seconds: float) -> None:
+        """Return at a wake that came since the last return, or after the timeout."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Queue(Protocol):
+    async def wake(self, pool: str) -> None:
+        """Wake whoever waits on `pool`. Names no job, may be lost."""
+        ...
+
+    def waiter(self, pool: str) -> Waiter: ...

@@ -1,0 +1,153 @@
+"""Who works on a job. A lease is an owner, an expiry and a fence; a write under a lost lease changes nothing."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import and_, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db import after_commit
+from app.db.models import Job, JobStatus
+from app.db.queries import database_now
+from app.queue.base import TRAINING_POOL, VALIDATION_POOL
+from app.services import job_states
+
+POOL_OF = {JobStatus.VALIDATING_FILES: VALIDATION_POOL, JobStatus.QUEUED: TRAINING_POOL}
+
+
+class LeaseLost(Exception):
+    """Somebody else owns the job now, or nobody: stop, and write nothing."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """`owner` is "<worker id>/<slot>"; `fence` is the job's fence at the claim."""
+
+    job_id: str
+    owner: str
+    fence: int
+
+
+async def claim(
+    session: AsyncSession, *, owner: str, status: JobStatus, ttl_seconds: float
+) -> tuple[Lease, Job] | None:
+    """Take the oldest free job in `status` (validating_files or queued), or return None.
+
+    A queued job becomes running in the same transaction. Two claimers never get the same job: on
+    PostgreSQL the rows being claimed are skipped, on SQLite a write session has the database to itself.
+    """
+    now = await database_now(session)
+    free = (
+        select(Job.id)
+        .where(
+            Job.status == status,
+            Job.lease_owner.is_(None),
+            or_(Job.not_before_at.is_(None), Job.not_before_at <= now),
+        )
+        .order_by(Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    claimed = await session.scalar(
+        update(Job)
+        .where(Job.id == free.scalar_subquery())
+        .values(
+            lease_owner=owner,
+            lease_expires_at=now + timedelta(seconds=ttl_seconds),
+            claimed_from=status,
+            fence=Job.fence + 1,
+        )
+        .returning(Job.id)
+    )
+    if claimed is None:
+        return None
+    job = await session.get_one(Job, claimed, populate_existing=True)
+    if status == JobStatus.QUEUED:
+        resumed = job.started_at is not None
+        message = "Fine-tuning job resumed" if resumed else "Fine-tuning job started"
+        job_states.move(session, job, JobStatus.RUNNING, message=message, now=now)
+    return Lease(job.id, owner, job.fence), job
+
+
+async def hold(session: AsyncSession, lease: Lease) -> tuple[Job, datetime]:
+    """Guard the rest of the transaction: returns the job, locked, and the database's time.
+
+    Raises LeaseLost when the lease is no longer this worker's. Every write of a worker begins here.
+    An expired lease that nobody took is still good.
+    """
+    now = await database_now(session)
+    result = await session.scalar(
+        update(Job)
+        .where(Job.id == lease.job_id, Job.fence == lease.fence, Job.lease_owner == lease.owner)
+        .values(fence=Job.fence)
+        .returning(Job.id)
+    )
+    if result is None:
+        raise LeaseLost(lease.job_id)
+    return await session.get_one(Job, lease.job_id, populate_existing=True), now
+
+
+async def renew(session: AsyncSession, held: Sequence[Lease], *, ttl_seconds: float) -> None:
+    """Push the expiry of the leases that are still this worker's, in one statement."""
+    now = await database_now(session)
+    await session.execute(
+        update(Job).where(_any_of(held)).values(lease_expires_at=now + timedelta(seconds=ttl_seconds))
+    )
+
+
+async def still_held(session: AsyncSession, held: Sequence[Lease]) -> set[str]:
+    """The ids of the jobs whose leases are still this worker's: one query for all its slots."""
+    return set(await session.scalars(select(Job.id).where(_any_of(held))))
+
+
+def release(session: AsyncSession, job: Job) -> None:
+    """End a lease. The job keeps its status, or has been moved by the caller in the same transaction."""
+    job.lease_owner = None
+    job.lease_expires_at = None
+    job.claimed_from = None
+    if pool := POOL_OF.get(job.status):
+        after_commit.wake(session, pool)
+
+
+def hand_back(session: AsyncSession, job: Job, *, message: str, now: datetime, level: str = "info") -> None:
+    """Return a job to the state it was claimed from, for anyone to take. Counts nothing."""
+    if job.status == JobStatus.RUNNING:
+        job_states.move(session, job, JobStatus.QUEUED, message=message, now=now, level=level)
+    release(session, job)
+
+
+def crashed(session: AsyncSession, job: Job, *, reason: str, max_crashes: int, now: datetime) -> None:
+    """Count an unexplained death: the job goes back, or fails when it has died too often without progress."""
+    job.crashes += 1
+    if job.crashes < max_crashes:
+        again = f"{reason}; the job will be tried again"
+        hand_back(session, job, message=again, now=now, level="warn")
+        return
+    verdict = f"The job was stopped after {job.crashes} crashes without a new checkpoint. Last: {reason}."
+    job.error = {"code": "worker_crashed", "message": verdict, "param": None}
+    job_states.move(session, job, JobStatus.FAILED, message=verdict, now=now, level="error")
+    release(session, job)
+
+
+async def expired(session: AsyncSession) -> list[Job]:
+    """Jobs whose holder has been silent for longer than its lease, locked."""
+    now = await database_now(session)
+    query = select(Job).where(Job.lease_expires_at < now).with_for_update(skip_locked=True)
+    return list(await session.scalars(query))
+
+
+async def owners(session: AsyncSession) -> set[str]:
+    """The ids of all workers that hold a lease."""
+    held = await session.scalars(select(Job.lease_owner).where(Job.lease_owner.is_not(None)).distinct())
+    return {owner.partition("/")[0] for owner in held if owner}
+
+
+async def held_by(session: AsyncSession, worker_id: str) -> list[Job]:
+    """The jobs that a worker holds, locked."""
+    query = select(Job).where(Job.lease_owner.startswith(f"{worker_id}/", autoescape=True)).with_for_update()
+    return list(await session.scalars(query))
+
+
+def _any_of(held: Iterable[Lease]):
+    return or_(*(and_(Job.id == x.job_id, Job.fence == x.fence, Job.lease_owner == x.owner) for x in held))

@@ -1,0 +1,91 @@
+"""LoRA adapters on a resident base: attach, reset, detach; the base's weights are never written."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from worker.contract.errors import TrainError
+from worker.contract.spec import LoraSettings
+from worker.engine.seeds import derive
+
+
+def attach(model: PreTrainedModel, lora: LoraSettings, *, seed: int) -> PeftModel:
+    """Put a fresh float32 adapter on every linear layer of the model but its head."""
+    if lora.target_modules != "all-linear":
+        raise TrainError("unsupported_target_modules", "LoRA trains all linear layers.", param="lora.target_modules")
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] (declared int; only ever divided)
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        init_lora_weights=False,  # reset() does it, from the seed alone
+    )
+    adapter = get_peft_model(model, config)
+    assert isinstance(adapter, PeftModel)
+    reset(adapter, seed=seed)
+    return adapter
+
+
+def reset(adapter: PeftModel, *, seed: int) -> None:
+    """Initialise as PEFT and the LoRA paper do: A uniform (Kaiming, a = sqrt 5), B zero.
+
+    The numbers come from a generator on the CPU, so they are the same on every device, on a warm and
+    on a cold base.
+    """
+    generator = torch.Generator().manual_seed(derive(seed, "adapter"))
+    with torch.no_grad():
+        for name, parameter in parameters(adapter).items():
+            if ".lora_B." in name:
+                parameter.zero_()
+            else:
+                bound = 1 / math.sqrt(parameter.shape[1])
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+def detach(adapter: PeftModel) -> None:
+    """Remove every trace of the adapter: the base is again what was loaded."""
+    base = adapter.get_base_model()
+    adapter.unload()
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        if hasattr(base, leftover):
+            delattr(base, leftover)
+    for parameter in base.parameters():
+        parameter.requires_grad_(False)
+
+
+def parameters(adapter: PeftModel) -> dict[str, torch.nn.Parameter]:
+    """The trainable parameters by name, in the order of names."""
+    return dict(sorted((name, value) for name, value in adapter.named_parameters() if value.requires_grad))
+
+
+def save(adapter: PeftModel, directory: Path, *, base_id: str) -> None:
+    """Write a standard PEFT directory; the base is named by its id, not by a path of this machine."""
+    directory.mkdir(parents=True)
+    tensors = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())},
+        directory / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in adapter.peft_config["default"].to_dict().items()
+    }
+    config |= {"base_model_name_or_path": base_id, "inference_mode": True, "init_lora_weights": True}
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def restore(adapter: PeftModel, directory: Path) -> None:
+    """Load weights that `save` wrote; they must fit exactly."""
+    tensors = load_file(directory / "adapter_model.safetensors")
+    own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
+        raise ValueError("the checkpoint's adapter has other tensors than this run's")
+    set_peft_model_state_dict(adapter, tensors)

@@ -1,0 +1,151 @@
+"""Packed causal attention: the documents of one row, each attending only to itself.
+
+Registered with transformers under the name PACKED. The bounds of the documents travel as an
+explicit keyword argument, `documents`, from the backbone's forward through every layer. No mask is
+ever built or accepted: an all-ones mask on a packed row would join the documents without a word.
+
+Shapes: B rows (always 1), A query heads, K key/value heads, T tokens, E head size, D documents.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from transformers import AttentionInterface
+
+from worker.contract.errors import TrainError
+
+PACKED = "hone_packed"
+
+# What layers hand on that does not change the attention of a packed training row.
+_HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "return_dict"}
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where the documents of one packed row begin and end.
+
+    `layers_served` collects the layers that really used these bounds: a layer that mixes tokens in
+    another way (a convolution, a recurrence, its own attention) is missing from it.
+    """
+
+    bounds: tuple[int, ...]  # D + 1 offsets, from 0 to T
+    offsets_D1: torch.Tensor  # the same, int32, on the device
+    longest: int
+    layers_served: set[int] = field(default_factory=set)
+
+
+def documents(bounds: tuple[int, ...], device: torch.device) -> Documents:
+    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    return Documents(bounds, torch.tensor(bounds, dtype=torch.int32, device=device), max(lengths))
+
+
+def register() -> None:
+    """Make PACKED known to transformers. Models then ask for no mask, as none is registered for it."""
+    AttentionInterface.register(PACKED, packed_attention)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query_BATE: torch.Tensor,
+    key_BKTE: torch.Tensor,
+    value_BKTE: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    documents: Documents | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one packed row, [1, T, A, E]. TrainError for anything it could not honour."""
+    asked = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+    if asked:
+        raise _unsupported(f"its attention uses {', '.join(asked)}")
+    if documents is None:
+        raise _unsupported("its layers do not hand on the bounds of packed documents")
+    if attention_mask is not None or query_BATE.shape[0] != 1 or query_BATE.shape[2] != documents.bounds[-1]:
+        raise _unsupported("its attention is not over one packed row without a mask")
+    if is_causal is False or not getattr(module, "is_causal", True):
+        raise _unsupported("its attention is not causal")
+    _check_window(module, sliding_window)
+    documents.layers_served.add(int(getattr(module, "layer_idx", -1)))
+    if query_BATE.is_cuda and query_BATE.dtype in (torch.bfloat16, torch.float16) and dropout == 0:
+        return _varlen(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window), None
+    return _each_document(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, dropout), None
+
+
+def _unsupported(why: str) -> TrainError:
+    return TrainError("unsupported_model", f"This base model cannot be trained here: {why}.", param="model")
+
+
+def _check_window(module: torch.nn.Module, sliding_window: int | None) -> None:
+    # Some models put the window only into the mask, which is never built here.
+    config = getattr(module, "config", None)
+    layer_types = getattr(config, "layer_types", None)
+    layer = getattr(module, "layer_idx", None)
+    if layer_types is not None and layer is not None:
+        windowed = layer_types[layer] == "sliding_attention"
+    else:
+        windowed = getattr(config, "sliding_window", None) is not None
+    if windowed and sliding_window is None:
+        raise _unsupported("a layer has a sliding window that it does not state")
+
+
+def _varlen(
+    query_BATE: torch.Tensor,
+    key_BKTE: torch.Tensor,
+    value_BKTE: torch.Tensor,
+    documents: Documents,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    out_TAE = varlen_attn(
+        query_BATE[0].transpose(0, 1),
+        key_BKTE[0].transpose(0, 1),
+        value_BKTE[0].transpose(0, 1),
+        documents.offsets_D1,
+        documents.offsets_D1,
+        documents.longest,
+        documents.longest,
+        scale=scaling,
+        # Causal is a window that ends at the token itself; the window's size counts the token too.
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query_BATE.shape[1] != key_BKTE.shape[1],
+    )
+    assert isinstance(out_TAE, torch.Tensor)
+    return out_TAE.unsqueeze(0)
+
+
+def _each_document(
+    query_BATE: torch.Tensor,
+    key_BKTE: torch.Tensor,
+    value_BKTE: torch.Tensor,
+    documents: Documents,
+    scaling: float | None,
+    sliding_window: int | None,
+    dropout: float,
+) -> torch.Tensor:
+    outs = []
+    for start, end in zip(documents.bounds, documents.bounds[1:], strict=False):
+        length = end - start
+        mask_LL = None
+        if sliding_window is not None and length > sliding_window:
+            ones_LL = torch.ones(length, length, dtype=torch.bool, device=query_BATE.device)
+            mask_LL = ones_LL.tril() & ones_LL.triu(1 - sliding_window)
+        outs.append(
+            F.scaled_dot_product_attention(
+                query_BATE[:, :, start:end],
+                key_BKTE[:, :, start:end],
+                value_BKTE[:, :, start:end],
+                attn_mask=mask_LL,
+                dropout_p=dropout,
+                is_causal=mask_LL is None,
+                scale=scaling,
+                enable_gqa=query_BATE.shape[1] != key_BKTE.shape[1],
+            )
+        )
+    return torch.cat(outs, dim=2).transpose(1, 2)

@@ -1,0 +1,95 @@
+"""The plan of a run: which examples each step takes, and how they fall into micro-batches.
+
+The plan is a pure function of (seed, epoch, data, batch size, token budget): a position in it is a
+step number, so a resumed run continues with exactly the examples that were next.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from worker.contract.errors import Blame, TrainError
+from worker.data.token_file import TokenFile
+from worker.engine.packing import first_fit_decreasing
+from worker.engine.seeds import shuffled
+
+# Validation rows are packed in groups of this many: packing looks at every open bin.
+_EVALUATION_GROUP = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run, numbered from 1; `epoch` counts from 1 too."""
+
+    num_examples: int
+    n_epochs: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_examples // self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return self.n_epochs * self.steps_per_epoch
+
+    def epoch(self, step: int) -> int:
+        return (step - 1) // self.steps_per_epoch + 1
+
+    def is_epoch_end(self, step: int) -> bool:
+        return step % self.steps_per_epoch == 0
+
+    def rows(self, step: int) -> list[int]:
+        """The examples of a step; the last step of an epoch may have fewer than `batch_size`."""
+        order = shuffled(self.num_examples, self.seed, "epoch", self.epoch(step))
+        first = (step - 1) % self.steps_per_epoch * self.batch_size
+        return [int(row) for row in order[first : first + self.batch_size]]
+
+
+def micro_batches(data: TokenFile, rows: list[int], token_budget: int) -> list[list[int]]:
+    """The given rows, grouped into micro-batches of at most `token_budget` tokens where an example allows it."""
+    lengths = [int(data.offsets[row + 1] - data.offsets[row]) for row in rows]
+    return [[rows[index] for index in group] for group in first_fit_decreasing(lengths, token_budget)]
+
+
+def evaluation_sample(num_examples: int, sample_size: int, seed: int) -> list[int]:
+    """The fixed validation rows of a run, ascending; all of them where there are no more than `sample_size`."""
+    if num_examples <= sample_size:
+        return list(range(num_examples))
+    return sorted(int(row) for row in shuffled(num_examples, seed, "validation")[:sample_size])
+
+
+def evaluation_batches(data: TokenFile, rows: list[int], token_budget: int) -> Iterator[list[int]]:
+    for first in range(0, len(rows), _EVALUATION_GROUP):
+        yield from micro_batches(data, rows[first : first + _EVALUATION_GROUP], token_budget)
+
+
+def check_data(data: TokenFile, *, vocab_size: int, max_sequence_tokens: int, param: str) -> None:
+    """Refuse token files that the model cannot take.
+
+    Preparation has refused bad rows with their line numbers; what is found here is a fault between
+    the two, and on CUDA an id out of range would end the process without a word.
+    """
+    if len(data) == 0:
+        raise TrainError("empty_file", "The file has no examples.", param=param)
+    longest = int(np.diff(data.offsets).max())
+    problem = None
+    if longest > max_sequence_tokens:
+        problem = f"An example has {longest} tokens, more than the run's limit of {max_sequence_tokens}."
+    elif int(data.tokens.min()) < 0 or int(data.tokens.max()) >= vocab_size:
+        problem = f"A token id is outside of the model's vocabulary of {vocab_size}."
+    elif not bool(np.isfinite(data.weights).all()) or float(data.weights.min()) < 0:
+        problem = "A token has a weight that is negative or not a number."
+    if problem is not None:
+        raise TrainError("invalid_token_file", problem, param=param, blame=Blame.INTERNAL)
+
+
+def fingerprint(data: TokenFile) -> str:
+    """A hash of the examples, by which a checkpoint knows the data it belongs to."""
+    digest = hashlib.sha256()
+    for array in (data.tokens, data.weights, data.offsets):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

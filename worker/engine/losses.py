@@ -1,0 +1,78 @@
+"""Pure loss functions. They return sums; the step divides once by its total weight.
+
+Shapes: T tokens of a micro-batch, N trained positions, C of them at a time, H hidden, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+
+# The most float32 logits held at a time (64 MiB): larger gains nothing, GEMMs are full long before.
+_MAX_CHUNK_LOGITS = 1 << 24
+_MAX_CHUNK_ROWS = 1024
+
+
+def linear_cross_entropy(
+    hidden_TH: torch.Tensor,
+    head_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    sources_N: torch.Tensor,
+    targets_N: torch.Tensor,
+    weights_N: torch.Tensor,
+    *,
+    chunk_rows: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted sums of cross-entropy (nats) and of correct top-1 predictions, both float64 scalars.
+
+    The head runs only on the rows `sources_N` of `hidden_TH` (each at most once), in chunks; full
+    logits never exist. The head must be frozen: the gradient with respect to the hidden states is
+    then linear in the incoming one, so it is computed in the forward pass while the logits are
+    there, at two GEMMs in all. Softmax in float32. Only the loss has a gradient.
+    """
+    rows = chunk_rows or max(16, min(_MAX_CHUNK_ROWS, _MAX_CHUNK_LOGITS // head_VH.shape[0]))
+    wants_gradient = torch.is_grad_enabled() and hidden_TH.requires_grad
+    return _LinearCrossEntropy.apply(  # pyright: ignore[reportReturnType] (apply is untyped)
+        hidden_TH, head_VH, bias_V, sources_N, targets_N, weights_N, rows, wants_gradient
+    )
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (the base takes anything)
+        ctx: Any,
+        hidden_TH: torch.Tensor,
+        head_VH: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        sources_N: torch.Tensor,
+        targets_N: torch.Tensor,
+        weights_N: torch.Tensor,
+        chunk_rows: int,
+        wants_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
+        correct = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
+        gradient_TH = torch.zeros_like(hidden_TH) if wants_gradient else None
+        for start in range(0, sources_N.shape[0], chunk_rows):
+            sources_C = sources_N[start : start + chunk_rows]
+            targets_C = targets_N[start : start + chunk_rows]
+            weights_C = weights_N[start : start + chunk_rows]
+            logits_CV = F.linear(hidden_TH.index_select(0, sources_C), head_VH, bias_V).float()
+            log_total_C = logits_CV.logsumexp(dim=1)
+            target_logits_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+            loss += (weights_C * (log_total_C - target_logits_C)).sum(dtype=torch.float64)
+            correct += (weights_C * (logits_CV.argmax(dim=1) == targets_C)).sum(dtype=torch.float64)
+            if gradient_TH is not None:
+                # d loss / d logits = weight * (softmax - one-hot), in the logits' own memory
+                gradient_CV = logits_CV.sub_(log_total_C[:, None]).exp_()
+                gradient_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+                gradient_CV.mul_(weights_C[:, None])
+                gradient_TH.index_copy_(0, sources_C, gradient_CV.to(head_VH.dtype) @ head_VH)
+        ctx.gradient_TH = gradient_TH
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradient_TH = ctx.gradient_TH * gradients[0].to(ctx.gradient_TH.dtype)
+        return gradient_TH, None, None, None, None, None, None, None

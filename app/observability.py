@@ -27,5 +27,5 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore", "aiosqlite", "alembic.runtime.plugins", "python_multipart"):
+    for noisy in ("httpx", "httpcore", "aiosqlite", "alembic", "python_multipart"):
         logging.getLogger(noisy).setLevel("WARNING")

@@ -33,7 +33,14 @@ class Settings(BaseSettings):
         ge=16,
         description="Longer examples are cut at the end; the base model's context may cap it lower.",
     )
-    slots: int = Field(default=1, ge=0, le=64, description="How many jobs this worker trains at a time.")
+    slots: int | None = Field(
+        default=None, ge=1, le=64, description="Jobs this worker trains at a time. Default: one per GPU, or one."
+    )
+    trainer_threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads of each trainer. Default: the machine's cores, shared by the slots.",
+    )
     lease_seconds: float = Field(
         default=30.0, ge=1, description="A worker that is silent for this long loses its jobs to another."
     )

@@ -129,9 +129,9 @@ def _write_model(directory: Path, family: Family, vocab_size: int, hidden_size: 
             model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
         else:
             model = Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=True))
-            for layer in model.model.layers:  # biases start at zero, where a lost bias would not show
-                for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
-                    torch.nn.init.normal_(projection.bias, std=0.1)
+            for name, parameter in model.named_parameters():
+                if name.endswith(".bias"):  # they start at zero, where a lost bias would not show
+                    torch.nn.init.normal_(parameter, std=0.1)
     model.generation_config = GenerationConfig(
         bos_token_id=sizes["bos_token_id"], eos_token_id=sizes["eos_token_id"], pad_token_id=sizes["pad_token_id"]
     )

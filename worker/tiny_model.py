@@ -222,9 +222,7 @@ def _pretrain(documents: list[str], tokenizer: PreTrainedTokenizerFast, recipe: 
         optimizer.step()
         optimizer.zero_grad()
         if step % 10 == 0 or step == recipe.steps:
-            sys.stderr.write(
-                f"Building the tiny base model: step {step}/{recipe.steps}, loss {loss.item():.2f}\n"
-            )
+            sys.stderr.write(f"Building the tiny base model: step {step}/{recipe.steps}, loss {loss.item():.2f}\n")
     return model.eval()
 
 

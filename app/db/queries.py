@@ -29,6 +29,11 @@ def server_rows(model: type[Row]) -> Select[Row]:
     return select(model)
 
 
+def of_project(model: type[TenantRow], project_id: str) -> Select[TenantRow]:
+    """A worker's rows of the project whose job it holds a lease on."""
+    return select(model).where(model.project_id == project_id)
+
+
 def of_job(model: type[RowOfJob], job_id: str) -> Select[RowOfJob]:
     """A worker's rows of the job that it holds a lease on."""
     return select(model).where(model.job_id == job_id)

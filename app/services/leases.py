@@ -110,6 +110,12 @@ def release(session: AsyncSession, job: Job) -> None:
         after_commit.wake(session, pool)
 
 
+def revoke(session: AsyncSession, job: Job) -> None:
+    """Take a job from whoever works on it: the raised fence makes each later write of theirs change nothing."""
+    job.fence += 1
+    release(session, job)
+
+
 def hand_back(session: AsyncSession, job: Job, *, message: str, now: datetime, level: str = "info") -> None:
     """Return a job to the state it was claimed from, for anyone to take. Counts nothing."""
     if job.status == JobStatus.RUNNING:

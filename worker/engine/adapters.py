@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,12 +23,16 @@ def attach(model: PreTrainedModel, lora: LoraSettings, *, seed: int) -> PeftMode
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] (declared int; only ever divided)
+        # declared an int, which other readers of the file rely on; PEFT itself only divides it
+        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
-        target_modules="all-linear",
+        target_modules=_linear_names(model),
         init_lora_weights=False,  # reset() does it, from the seed alone
     )
-    adapter = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT asks transformers under a name that it has since changed
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        adapter = get_peft_model(model, config)
     assert isinstance(adapter, PeftModel)
     reset(adapter, seed=seed)
     return adapter
@@ -53,11 +58,22 @@ def detach(adapter: PeftModel) -> None:
     """Remove every trace of the adapter: the base is again what was loaded."""
     base = adapter.get_base_model()
     adapter.unload()
-    for leftover in ("peft_config", "_hf_peft_config_loaded"):
-        if hasattr(base, leftover):
-            delattr(base, leftover)
+    if hasattr(base, "peft_config"):
+        del base.peft_config
     for parameter in base.parameters():
         parameter.requires_grad_(False)
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """The names that all linear layers but the head go by, such as q_proj."""
+    head = model.get_output_embeddings()
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    names = {name.rpartition(".")[2] for name, module in linear.items() if module is not head}
+    if any(name.rpartition(".")[2] in names for name, module in linear.items() if module is head):
+        raise TrainError(
+            "unsupported_model", "This base model's head has the same name as other layers.", param="model"
+        )
+    return sorted(names)
 
 
 def parameters(adapter: PeftModel) -> dict[str, torch.nn.Parameter]:

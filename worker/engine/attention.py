@@ -1,3 +1,4 @@
+# ruff: noqa: N815 (fields carry shape suffixes)
 """Packed causal attention: the documents of one row, each attending only to itself.
 
 Registered with transformers under the name PACKED. The bounds of the documents travel as an
@@ -8,6 +9,7 @@ Shapes: B rows (always 1), A query heads, K key/value heads, T tokens, E head si
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
@@ -35,8 +37,8 @@ class Documents:
     layers_served: set[int] = field(default_factory=set)
 
 
-def documents(bounds: tuple[int, ...], device: torch.device) -> Documents:
-    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+def documents_of(bounds: tuple[int, ...], device: torch.device) -> Documents:
+    lengths = [end - start for start, end in pairwise(bounds)]
     return Documents(bounds, torch.tensor(bounds, dtype=torch.int32, device=device), max(lengths))
 
 
@@ -130,7 +132,7 @@ def _each_document(
     dropout: float,
 ) -> torch.Tensor:
     outs = []
-    for start, end in zip(documents.bounds, documents.bounds[1:], strict=False):
+    for start, end in pairwise(documents.bounds):
         length = end - start
         mask_LL = None
         if sliding_window is not None and length > sliding_window:

@@ -7,6 +7,7 @@ step number, so a resumed run continues with exactly the examples that were next
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -44,9 +45,14 @@ class Plan:
 
     def rows(self, step: int) -> list[int]:
         """The examples of a step; the last step of an epoch may have fewer than `batch_size`."""
-        order = shuffled(self.num_examples, self.seed, "epoch", self.epoch(step))
+        order = _epoch_order(self.num_examples, self.seed, self.epoch(step))
         first = (step - 1) % self.steps_per_epoch * self.batch_size
         return [int(row) for row in order[first : first + self.batch_size]]
+
+
+@lru_cache(maxsize=1)
+def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    return shuffled(num_examples, seed, "epoch", epoch)
 
 
 def micro_batches(data: TokenFile, rows: list[int], token_budget: int) -> list[list[int]]:
@@ -75,16 +81,17 @@ def check_data(data: TokenFile, *, vocab_size: int, max_sequence_tokens: int, pa
     """
     if len(data) == 0:
         raise TrainError("empty_file", "The file has no examples.", param=param)
-    longest = int(np.diff(data.offsets).max())
     problem = None
-    if longest > max_sequence_tokens:
-        problem = f"An example has {longest} tokens, more than the run's limit of {max_sequence_tokens}."
-    elif int(data.tokens.min()) < 0 or int(data.tokens.max()) >= vocab_size:
+    if longest(data) > max_sequence_tokens:
+        problem = f"An example has {longest(data)} tokens, more than the run's limit of {max_sequence_tokens}."
+    elif int(data.tokens.max()) >= vocab_size:
         problem = f"A token id is outside of the model's vocabulary of {vocab_size}."
-    elif not bool(np.isfinite(data.weights).all()) or float(data.weights.min()) < 0:
-        problem = "A token has a weight that is negative or not a number."
     if problem is not None:
         raise TrainError("invalid_token_file", problem, param=param, blame=Blame.INTERNAL)
+
+
+def longest(data: TokenFile) -> int:
+    return int(np.diff(data.offsets).max())
 
 
 def fingerprint(data: TokenFile) -> str:

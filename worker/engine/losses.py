@@ -32,14 +32,12 @@ def linear_cross_entropy(
     """
     rows = chunk_rows or max(16, min(_MAX_CHUNK_ROWS, _MAX_CHUNK_LOGITS // head_VH.shape[0]))
     wants_gradient = torch.is_grad_enabled() and hidden_TH.requires_grad
-    return _LinearCrossEntropy.apply(  # pyright: ignore[reportReturnType] (apply is untyped)
-        hidden_TH, head_VH, bias_V, sources_N, targets_N, weights_N, rows, wants_gradient
-    )
+    return _LinearCrossEntropy.apply(hidden_TH, head_VH, bias_V, sources_N, targets_N, weights_N, rows, wants_gradient)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (the base takes anything)
+    def forward(
         ctx: Any,
         hidden_TH: torch.Tensor,
         head_VH: torch.Tensor,

@@ -1,0 +1,77 @@
+"""/v1/fine_tuning/jobs/{id}/checkpoints, and the adapters of jobs and checkpoints."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from app.api import downloads, errors
+from app.api.deps import AUTHENTICATED, After, Caller, Limit, Opened, ReadSession
+from app.api.times import unix
+from app.db.models import Checkpoint
+from app.schemas.jobs import CheckpointList, CheckpointMetrics, CheckpointRead
+from app.services import checkpoints, models
+
+router = APIRouter(
+    prefix="/v1/fine_tuning/jobs/{fine_tuning_job_id}",
+    tags=["Fine-tuning"],
+    dependencies=AUTHENTICATED,
+    responses=errors.RESPONSES,
+)
+
+
+@router.get("/checkpoints")
+async def list_fine_tuning_checkpoints(
+    fine_tuning_job_id: str,
+    principal: Caller,
+    session: ReadSession,
+    after: After = None,
+    limit: Annotated[Limit, Query(ge=1, le=100)] = 10,
+) -> CheckpointList:
+    """List a job's checkpoints, newest first."""
+    page = await checkpoints.search(session, principal, job_id=fine_tuning_job_id, after=after, limit=limit)
+    data = [_read(checkpoint) for checkpoint in page.rows]
+    return CheckpointList(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=page.has_more,
+    )
+
+
+@router.get("/checkpoints/{checkpoint_id}/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
+async def download_checkpoint_adapter(
+    fine_tuning_job_id: str,
+    checkpoint_id: str,
+    request: Request,
+    principal: Caller,
+    session: ReadSession,
+    resources: Opened,
+) -> StreamingResponse:
+    """The adapter at a checkpoint, as a zip archive of a standard PEFT directory."""
+    found = await checkpoints.get(session, principal, job_id=fine_tuning_job_id, checkpoint_id=checkpoint_id)
+    name = f"{found.job_id}-step-{found.step}-adapter.zip"
+    download = downloads.Download(found.adapter_key, found.adapter_bytes, found.adapter_sha256, name)
+    return await downloads.respond(request, resources.storage, download)
+
+
+@router.get("/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
+async def download_adapter(
+    fine_tuning_job_id: str, request: Request, principal: Caller, session: ReadSession, resources: Opened
+) -> StreamingResponse:
+    """The adapter that a job made, as a zip archive of a standard PEFT directory."""
+    model = await models.of_job(session, principal, job_id=fine_tuning_job_id)
+    name = f"{model.job_id}-adapter.zip"
+    download = downloads.Download(model.adapter_key, model.adapter_bytes, model.adapter_sha256, name)
+    return await downloads.respond(request, resources.storage, download)
+
+
+def _read(checkpoint: Checkpoint) -> CheckpointRead:
+    return CheckpointRead(
+        id=checkpoint.id,
+        created_at=unix(checkpoint.created_at),
+        fine_tuned_model_checkpoint=checkpoint.model_name,
+        fine_tuning_job_id=checkpoint.job_id,
+        step_number=checkpoint.step,
+        metrics=CheckpointMetrics.model_validate(checkpoint.metrics),
+    )

@@ -1,0 +1,98 @@
+"""/v1/files"""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from app.api import downloads, errors, multipart
+from app.api.deps import AUTHENTICATED, After, Caller, Limit, Opened, ReadSession, WriteSession
+from app.api.times import unix, unix_or_none
+from app.db.models import File
+from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
+from app.services import files
+
+router = APIRouter(prefix="/v1/files", tags=["Files"], dependencies=AUTHENTICATED, responses=errors.RESPONSES)
+
+_UPLOAD_FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": FileCreate.model_json_schema()["properties"]["purpose"],
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+    },
+}
+
+
+@router.post(
+    "",
+    response_model=FileRead,
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD_FORM}}}},
+)
+async def create_file(request: Request, principal: Caller, resources: Opened) -> FileRead:
+    """Upload a file. One for fine-tuning must be JSONL."""
+    settings = resources.settings
+    uploads = settings.data / "uploads"
+    async with multipart.receive(request, directory=uploads, max_file_bytes=settings.max_file_bytes) as form:
+        body = form.parse()
+        filename = files.check_name(form.filename, purpose=body.purpose)
+        file_id, stored = await files.store(
+            resources.storage, form.path, purpose=body.purpose, max_line_bytes=settings.max_line_bytes
+        )
+    async with resources.write() as session:
+        file = await files.create(session, principal, file_id=file_id, stored=stored, filename=filename, body=body)
+    return _read(file)
+
+
+@router.get("")
+async def list_files(
+    principal: Caller,
+    session: ReadSession,
+    after: After = None,
+    limit: Annotated[Limit, Query(ge=1, le=10000)] = 10000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: str | None = None,
+) -> FileList:
+    """List the project's files, newest first."""
+    page = await files.search(session, principal, purpose=purpose, after=after, limit=limit, order=order)
+    data = [_read(file) for file in page.rows]
+    return FileList(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=page.has_more,
+    )
+
+
+@router.get("/{file_id}")
+async def retrieve_file(file_id: str, principal: Caller, session: ReadSession) -> FileRead:
+    return _read(await files.get(session, principal, file_id=file_id))
+
+
+@router.delete("/{file_id}")
+async def delete_file(file_id: str, principal: Caller, session: WriteSession) -> FileDeleted:
+    return FileDeleted(id=(await files.delete(session, principal, file_id=file_id)).id)
+
+
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses={**downloads.RESPONSES})
+async def download_file(
+    file_id: str, request: Request, principal: Caller, session: ReadSession, resources: Opened
+) -> StreamingResponse:
+    """The bytes as they were uploaded. A single `Range` is honoured."""
+    file = await files.get(session, principal, file_id=file_id)
+    download = downloads.Download(file.storage_key, file.bytes, file.sha256, file.filename)
+    return await downloads.respond(request, resources.storage, download)
+
+
+def _read(file: File) -> FileRead:
+    return FileRead(
+        id=file.id,
+        bytes=file.bytes,
+        created_at=unix(file.created_at),
+        expires_at=unix_or_none(file.expires_at),
+        filename=file.filename,
+        purpose=file.purpose,
+        status=file.status,  # pyright: ignore[reportArgumentType] - the column holds only these words
+    )

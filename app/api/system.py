@@ -1,0 +1,23 @@
+"""/healthz and /readyz, for whoever runs the server; no key is needed."""
+
+from fastapi import APIRouter
+
+from app.api import errors
+from app.api.deps import ReadSession
+from app.db.queries import database_now
+from app.schemas.common import ErrorEnvelope, Health
+
+router = APIRouter(tags=["System"], responses={"default": errors.RESPONSES["default"]})
+
+
+@router.get("/healthz")
+async def is_alive() -> Health:
+    """The process answers."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", responses={503: {"model": ErrorEnvelope, "description": "The database is not available."}})
+async def is_ready(session: ReadSession) -> Health:
+    """The process and its database answer."""
+    await database_now(session)
+    return Health(status="ok")

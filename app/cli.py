@@ -1,0 +1,162 @@
+"""The `hone` command: the composition root, where settings become resources and resources become a server."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app import doctor as health
+from app import server
+from app.db import migrations
+from app.errors import ApiError
+from app.observability import configure_logging
+from app.resources import open_resources
+from app.services import base_models, keys
+from app.settings import Settings
+from worker.data import base_model_source
+
+cli = typer.Typer(no_args_is_help=True, add_completion=True, help="Hone: a self-hosted fine-tuning service.")
+models = typer.Typer(no_args_is_help=True, help="The base models that jobs may name.")
+api_keys = typer.Typer(no_args_is_help=True, help="Keys for the API.")
+cli.add_typer(models, name="models")
+cli.add_typer(api_keys, name="keys")
+console = Console(highlight=False, soft_wrap=True)
+
+DataDirectory = Annotated[
+    Path | None, typer.Option("--data", help="Data directory; HONE_DATA_DIRECTORY does the same.", show_default=False)
+]
+
+
+def main() -> None:
+    try:
+        cli()
+    except (migrations.OldSchema, base_model_source.BadBaseModel, ApiError, server.CannotStart) as error:
+        console.print(f"hone: {error}", style="red")
+        sys.exit(1)
+
+
+@cli.command()
+def serve(
+    data: DataDirectory = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default=False)] = None,
+    api_only: Annotated[bool, typer.Option("--api-only", help="Serve the API; workers run elsewhere.")] = False,
+) -> None:
+    """Serve the API, and train, in one process."""
+    settings = _settings(data, host=host, port=port)
+    if api_only:
+        migrations.require_current(settings.resolved_database_url)
+    else:
+        migrations.upgrade(settings.resolved_database_url)
+    sys.exit(asyncio.run(server.serve(settings, console, with_worker=not api_only)))
+
+
+@cli.command()
+def worker(data: DataDirectory = None) -> None:
+    """Train jobs that an API server elsewhere takes in, on the same database and storage."""
+    settings = _settings(data)
+    migrations.require_current(settings.resolved_database_url)
+    sys.exit(asyncio.run(server.work(settings, console)))
+
+
+@cli.command()
+def migrate(data: DataDirectory = None) -> None:
+    """Bring the database to the schema of this version."""
+    settings = _settings(data)
+    migrations.upgrade(settings.resolved_database_url)
+    console.print("The database is up to date.")
+
+
+@cli.command()
+def doctor(data: DataDirectory = None) -> None:
+    """Say what this machine has and lacks."""
+    findings = asyncio.run(health.examine(_settings(data)))
+    for finding in findings:
+        mark = "[green]ok[/]  " if finding.advice is None else "[yellow]look[/]"
+        console.print(f"{mark}  {finding.subject}: {finding.state}")
+        if finding.advice is not None:
+            console.print(f"      {finding.advice}")
+    sys.exit(0 if all(finding.advice is None for finding in findings) else 1)
+
+
+@models.command("add")
+def add_model(
+    model_id: Annotated[str, typer.Argument(help="The name that jobs will use.")],
+    source: Annotated[str, typer.Option(help="A directory on this machine, or a hub repository (owner/name).")],
+    data: DataDirectory = None,
+) -> None:
+    """Register a base model, pinned to what it is now."""
+    settings = _settings(data)
+    migrations.upgrade(settings.resolved_database_url)
+    source = base_model_source.normalize_source(source)
+    directory, revision = base_model_source.fetch(source)
+    facts = base_model_source.inspect(directory, revision)
+
+    async def register() -> None:
+        async with open_resources(settings) as resources, resources.write() as session:
+            await base_models.add(session, model_id=model_id, source=source, facts=facts)
+
+    asyncio.run(register())
+    console.print(f"{model_id} is registered: {facts.num_parameters / 1e6:.1f} million parameters, {revision[:12]}.")
+
+
+@models.command("list")
+def list_models(data: DataDirectory = None) -> None:
+    """Show the registered base models."""
+    settings = _settings(data)
+    migrations.require_current(settings.resolved_database_url)
+
+    async def search():
+        async with open_resources(settings) as resources, resources.read() as session:
+            return await base_models.search(session)
+
+    table = Table("id", "parameters", "context", "revision", "source", box=None)
+    for base in asyncio.run(search()):
+        size = f"{base.num_parameters / 1e6:.1f} M"
+        table.add_row(base.id, size, str(base.context_tokens), base.revision[:12], base.source)
+    console.print(table)
+
+
+@models.command("build-tiny")
+def build_tiny(
+    data: DataDirectory = None,
+) -> None:
+    """Build and register the tiny base model hone-tiny: a real Llama of a few million parameters, for trying things."""
+    settings = _settings(data)
+    migrations.upgrade(settings.resolved_database_url)
+
+    async def register() -> None:
+        async with open_resources(settings) as resources:
+            await server.ensure_tiny_model(resources, console)
+
+    asyncio.run(register())
+
+
+@api_keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "cli", data: DataDirectory = None
+) -> None:
+    """Make another API key for the default project, and print it once."""
+    settings = _settings(data)
+    migrations.require_current(settings.resolved_database_url)
+
+    async def make() -> str:
+        async with open_resources(settings) as resources, resources.write() as session:
+            return await keys.add_to_default_project(session, name=name)
+
+    console.print(asyncio.run(make()))
+
+
+def _settings(data: Path | None, *, host: str | None = None, port: int | None = None) -> Settings:
+    given = {"data_directory": data, "host": host, "port": port}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    configure_logging(settings.log_level)
+    return settings
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""`hone doctor`: what this machine has and lacks, in plain words."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.db import migrations
+from app.db.models import BaseModel
+from app.resources import open_resources
+from app.services import base_models
+from app.settings import Settings
+from worker.data import base_model_source
+
+_LOW_DISK_BYTES = 5 * 1024**3
+_ASK_TORCH = """
+import torch
+gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+print(torch.__version__, "|", ", ".join(gpus))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `advice` is set when something is wrong."""
+
+    subject: str
+    state: str
+    advice: str | None = None
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    findings = [_python(), *_torch(), _disk(settings)]
+    schema = _schema(settings)
+    findings.append(schema)
+    if schema.advice is None:
+        async with open_resources(settings) as resources, resources.read() as session:
+            findings.extend(_bases(await base_models.search(session)))
+    return findings
+
+
+def _python() -> Finding:
+    version = sys.version.split()[0]
+    return Finding("Python", version, None if sys.version_info >= (3, 11) else "Hone needs Python 3.11 or newer.")
+
+
+def _torch() -> Iterator[Finding]:
+    """Asked in a child process: torch takes seconds and half a gigabyte to import."""
+    if importlib.util.find_spec("torch") is None:
+        advice = "This machine can serve the API but not train. Install the worker: pip install 'hone[worker]'"
+        yield Finding("PyTorch", "not installed", advice)
+        return
+    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        yield Finding("PyTorch", "does not load", answer.stderr.strip().splitlines()[-1])
+        return
+    version, _, gpus = answer.stdout.strip().partition("|")
+    yield Finding("PyTorch", version.strip())
+    gpu_advice = None
+    if not gpus.strip() and Path("/proc/driver/nvidia").exists():
+        gpu_advice = "There is an NVIDIA driver, but this PyTorch cannot use it: is it a CPU build?"
+    yield Finding(
+        "CUDA", gpus.strip() or "no GPU: training runs on the CPU, which is right for small models only", gpu_advice
+    )
+    missing = [name for name in ("transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        yield Finding("Training libraries", f"missing: {', '.join(missing)}", "pip install 'hone[worker]'")
+
+
+def _disk(settings: Settings) -> Finding:
+    place = settings.data
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    advice = "That is little: checkpoints and base models need room." if free < _LOW_DISK_BYTES else None
+    return Finding("Disk", f"{free / 1024**3:.1f} GiB free at {settings.data}", advice)
+
+
+def _schema(settings: Settings) -> Finding:
+    try:
+        migrations.require_current(settings.resolved_database_url)
+    except migrations.OldSchema as error:
+        return Finding("Database", "not ready", str(error))
+    return Finding("Database", "up to date")
+
+
+def _bases(registered) -> Iterator[Finding]:
+    if not registered:
+        yield Finding("Base models", "none", "Register one: hone models add ID --source DIRECTORY_OR_HUB_REPOSITORY")
+    check: Callable[[BaseModel], str | None] = _base_problem
+    for base in registered:
+        size = f"{base.num_parameters / 1e6:.1f} million parameters, context {base.context_tokens}"
+        yield Finding(f"Base model {base.id}", size, check(base))
+
+
+def _base_problem(base: BaseModel) -> str | None:
+    if not base.source.startswith("/"):
+        return None  # on the hub; fetched when a job needs it
+    if not Path(base.source).is_dir():
+        return f"Its directory is gone: {base.source}"
+    try:
+        base_model_source.inspect(Path(base.source), base.revision)
+    except base_model_source.BadBaseModel as error:
+        return str(error)
+    return None

@@ -1,0 +1,54 @@
+"""Files on the wire."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from app.schemas.common import Wire
+
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+
+
+def _digits(value: object) -> object:
+    """Form fields are text; nothing but plain ASCII digits is taken for a number."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        return int(value)
+    return value
+
+
+class ExpiresAfter(Wire):
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, BeforeValidator(_digits), Field(ge=3600, le=2592000)]
+
+
+class FileCreate(Wire):
+    """The fields of an upload's form beside the file itself."""
+
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
+
+
+class FileRead(Wire):
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str = Field(description="The purpose of the upload, or `fine-tune-results` for the files of a job.")
+    status: Literal["uploaded", "processed", "error"]
+    status_details: str | None = None
+
+
+class FileList(Wire):
+    object: Literal["list"] = "list"
+    data: list[FileRead]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(Wire):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True

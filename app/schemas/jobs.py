@@ -1,0 +1,209 @@
+"""Fine-tuning jobs, their events and checkpoints on the wire."""
+
+import math
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from app.schemas.common import Text, Wire
+
+Auto = Literal["auto"]
+Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+
+
+def _number_or_auto(value: object, *, kind: type, minimum: float, maximum: float, limits: str) -> int | float | str:
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return "auto"
+    number_types = int if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, number_types) or not minimum <= value <= maximum:
+        raise PydanticCustomError("number_or_auto", 'expected "auto" or {limits}', {"limits": limits})
+    return kind(value)
+
+
+def _count(maximum: int) -> tuple[PlainValidator, WithJsonSchema]:
+    limits = f"an integer from 1 to {maximum}"
+    number = {"type": "integer", "minimum": 1, "maximum": maximum}
+    return (
+        PlainValidator(partial(_number_or_auto, kind=int, minimum=1, maximum=maximum, limits=limits)),
+        WithJsonSchema({"anyOf": [{"const": "auto"}, number]}),
+    )
+
+
+_EPOCHS, _EPOCHS_SCHEMA = _count(50)
+_BATCH, _BATCH_SCHEMA = _count(256)
+_MULTIPLIER = partial(
+    _number_or_auto,
+    kind=float,
+    minimum=math.nextafter(0, 1),
+    maximum=1e6,
+    limits="a number above 0, at most 1000000",
+)
+_MULTIPLIER_SCHEMA = {"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}]}
+
+
+class Hyperparameters(Wire):
+    n_epochs: Annotated[int | Auto, _EPOCHS, _EPOCHS_SCHEMA] = "auto"
+    batch_size: Annotated[int | Auto, _BATCH, _BATCH_SCHEMA] = "auto"
+    learning_rate_multiplier: Annotated[
+        float | Auto, PlainValidator(_MULTIPLIER), WithJsonSchema(_MULTIPLIER_SCHEMA)
+    ] = "auto"
+
+
+class SupervisedMethod(Wire):
+    hyperparameters: Hyperparameters | None = None
+
+
+class Method(Wire):
+    type: Annotated[Text, Field(description="Only `supervised` is available.")]
+    supervised: SupervisedMethod | None = None
+
+
+def _at_most_16(metadata: dict[str, str]) -> dict[str, str]:
+    if len(metadata) > 16:
+        raise PydanticCustomError("too_many_pairs", "expected at most 16 pairs")
+    return metadata
+
+
+Metadata = Annotated[
+    dict[Annotated[Text, StringConstraints(max_length=64)], Annotated[Text, StringConstraints(max_length=512)]],
+    AfterValidator(_at_most_16),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {"type": "string", "maxLength": 512},
+            "propertyNames": {"maxLength": 64},
+            "maxProperties": 16,
+        }
+    ),
+]
+
+
+def _label(text: str) -> str:
+    """A suffix becomes part of a model's name, whose parts are divided by colons."""
+    if not all(c.isascii() and (c.isalnum() or c in "-_.") for c in text):
+        raise PydanticCustomError("label", "expected only letters, digits, hyphens, underscores and full stops")
+    return text
+
+
+class JobCreate(Wire):
+    model: Annotated[Text, Field(description="A base model of this server, as `GET /v1/models` lists them.")]
+    training_file: Annotated[Text, Field(description="The id of a file with the purpose `fine-tune`.")]
+    validation_file: Text | None = None
+    suffix: Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_label)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    metadata: Metadata | None = None
+    integrations: list[Any] | None = Field(default=None, description="No integration is available; null or [].")
+    method: Method | None = None
+    hyperparameters: Hyperparameters | None = Field(
+        default=None,
+        description="The older place of `method.supervised.hyperparameters`.",
+        json_schema_extra={"deprecated": True},
+    )
+
+
+class HyperparametersRead(Wire):
+    """As asked for while the files are validated, then the numbers that "auto" stood for."""
+
+    n_epochs: int | Auto
+    batch_size: int | Auto
+    learning_rate_multiplier: float | Auto
+
+
+class SupervisedMethodRead(Wire):
+    hyperparameters: HyperparametersRead
+
+
+class MethodRead(Wire):
+    type: Literal["supervised"] = "supervised"
+    supervised: SupervisedMethodRead
+
+
+class JobError(Wire):
+    code: str
+    message: str
+    param: str | None
+
+
+class HoneDetails(Wire):
+    """What OpenAI's job object has no place for: progress, and the settings that "auto" and defaults stood for."""
+
+    current_step: int
+    total_steps: int | None
+    spec: dict[str, Any] | None
+    dataset: dict[str, Any] | None
+
+
+class JobRead(Wire):
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    model: str
+    fine_tuned_model: str | None
+    organization_id: str
+    status: Status
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    trained_tokens: int | None
+    seed: int
+    error: JobError | None
+    hyperparameters: HyperparametersRead
+    method: MethodRead
+    metadata: dict[str, str] | None
+    integrations: list[Any]
+    user_provided_suffix: str | None
+    hone: HoneDetails
+
+
+class JobList(Wire):
+    object: Literal["list"] = "list"
+    data: list[JobRead]
+    has_more: bool
+
+
+class EventRead(Wire):
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any]
+
+
+class EventList(Wire):
+    object: Literal["list"] = "list"
+    data: list[EventRead]
+    has_more: bool
+
+
+class CheckpointMetrics(Wire):
+    step: float | None = None
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class CheckpointRead(Wire):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: CheckpointMetrics
+
+
+class CheckpointList(Wire):
+    object: Literal["list"] = "list"
+    data: list[CheckpointRead]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

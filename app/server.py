@@ -1,0 +1,159 @@
+"""Running: an API server, a worker, or both in one process, until told to stop."""
+
+import asyncio
+import importlib.util
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Generator
+from contextlib import contextmanager
+
+import uvicorn
+from rich.console import Console
+
+from app import main
+from app.resources import Resources, open_resources
+from app.services import base_models, keys
+from app.settings import Settings
+from worker.data import base_model_source
+
+TINY_MODEL = "hone-tiny"
+_GRACE_SECONDS = 5
+
+
+class CannotStart(Exception):
+    """The message says why, and what to do."""
+
+
+async def serve(settings: Settings, console: Console, *, with_worker: bool) -> int:
+    """Serve until SIGINT or SIGTERM. Returns the exit status: 0, or 1 if something failed."""
+    if with_worker:
+        _require_training_libraries()
+    listener = _listen(settings)
+    async with open_resources(settings) as resources:
+        await _first_steps(resources, console, with_worker=with_worker)
+        url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
+        api = _Server(
+            uvicorn.Config(
+                main.create_app(resources),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        draining = _draining_at_signals(console)
+        async with asyncio.TaskGroup() as tasks:
+            answering = tasks.create_task(_stop_others_when_over(api.serve(sockets=[listener]), draining))
+            console.print(f"Hone serves {url}/v1 (stop with Ctrl-C)")
+            console.print(f"Try it:  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=<your key>")
+            if with_worker:
+                await _stop_others_when_over(_worker(resources, draining), draining)
+            else:
+                await draining.wait()
+            api.should_exit = True
+            await answering
+    return 0
+
+
+async def work(settings: Settings, console: Console) -> int:
+    """Work until SIGINT or SIGTERM."""
+    _require_training_libraries()
+    async with open_resources(settings) as resources:
+        draining = _draining_at_signals(console)
+        console.print(f"Hone works on {settings.data} (stop with Ctrl-C)")
+        await _worker(resources, draining)
+    return 0
+
+
+async def ensure_tiny_model(resources: Resources, console: Console) -> None:
+    """Build the tiny base model, if this data directory has none, and register it."""
+    directory = resources.settings.data / "models" / TINY_MODEL
+    if not (directory / "model.safetensors").exists():
+        console.print(f"Building the tiny base model {TINY_MODEL}; this takes about a minute, once.")
+        build = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "worker.tiny_model", "--output", str(directory)), stdin=asyncio.subprocess.DEVNULL
+        )
+        if await build.wait() != 0:
+            raise CannotStart("The tiny base model could not be built; HONE_TINY_MODEL=false starts without it.")
+    facts = base_model_source.inspect(directory, base_model_source.directory_revision(directory))
+    async with resources.write() as session:
+        await base_models.add(session, model_id=TINY_MODEL, source=str(directory), facts=facts)
+
+
+async def _first_steps(resources: Resources, console: Console, *, with_worker: bool) -> None:
+    settings = resources.settings
+    console.print(f"Data:     {settings.data}")
+    async with resources.write() as session:
+        made = await keys.bootstrap(session, api_key=settings.api_key.get_secret_value() if settings.api_key else None)
+    if made is not None:
+        console.print(f"API key:  {made}  (shown this once; `hone keys create` makes another)")
+    async with resources.read() as session:
+        known = await base_models.find(session, TINY_MODEL)
+    if with_worker and settings.tiny_model and known is None:
+        await ensure_tiny_model(resources, console)
+    async with resources.read() as session:
+        registered = await base_models.search(session)
+    console.print(f"Models:   {', '.join(base.id for base in registered) or 'none; see `hone models add --help`'}")
+
+
+async def _worker(resources: Resources, draining: asyncio.Event) -> None:
+    # Here, so that an API-only process carries none of a worker's code.
+    from worker import main as worker_main
+
+    await worker_main.work(resources, draining)
+
+
+async def _stop_others_when_over(part: Awaitable[None], draining: asyncio.Event) -> None:
+    """The API and the worker stand and fall together."""
+    try:
+        await part
+    finally:
+        draining.set()
+
+
+def _draining_at_signals(console: Console) -> asyncio.Event:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
+    draining = asyncio.Event()
+
+    def stop() -> None:
+        if draining.is_set():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        draining.set()
+        console.print("Stopping: running jobs write a checkpoint and go back to the queue. Again to stop at once.")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    return draining
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bound before anything else is done, so that a taken port is told at once."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        place = f"{settings.host}:{settings.port}"
+        raise CannotStart(f"cannot listen on {place} ({error.strerror}); choose another with --port.") from error
+
+
+def _shown_host(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+
+
+def _require_training_libraries() -> None:
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CannotStart(
+            f"this machine cannot train: {', '.join(missing)} not installed. Install 'hone[worker]', "
+            "or serve the API alone with --api-only."
+        )
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: at a stop the worker drains while the API still answers."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield

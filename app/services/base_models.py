@@ -1,0 +1,38 @@
+"""Base models that jobs may name. Only the operator registers them; no client ever names a path."""
+
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db.models import BaseModel
+from app.db.queries import server_rows
+from app.errors import InvalidRequest
+from app.ids import utc_now
+from worker.data.base_model_source import BaseModelFacts
+
+
+async def find(session: AsyncSession, model_id: str) -> BaseModel | None:
+    return await session.scalar(server_rows(BaseModel).where(BaseModel.id == model_id))
+
+
+async def search(session: AsyncSession) -> Sequence[BaseModel]:
+    return list(await session.scalars(server_rows(BaseModel).order_by(BaseModel.id)))
+
+
+async def add(session: AsyncSession, *, model_id: str, source: str, facts: BaseModelFacts) -> BaseModel:
+    """Register a base model, or find it as it was registered. InvalidRequest if the id means another one."""
+    known = await find(session, model_id)
+    if known is not None:
+        if known.revision == facts.revision and known.source == source:
+            return known
+        raise InvalidRequest(f"{model_id} is registered already, with another source or revision.", param="id")
+    base = BaseModel(
+        id=model_id,
+        source=source,
+        revision=facts.revision,
+        num_parameters=facts.num_parameters,
+        context_tokens=facts.context_tokens,
+        created_at=utc_now(),
+    )
+    session.add(base)
+    return base

@@ -1,0 +1,138 @@
+"""Fine-tuning jobs as their owners see them: create, find, cancel, and read the events."""
+
+import secrets
+from typing import Literal
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth import Principal
+from app.db import after_commit
+from app.db.models import TERMINAL, BaseModel, Event, File, Job, JobStatus
+from app.db.queries import scoped, server_rows
+from app.errors import InvalidRequest, NotFound
+from app.ids import new_id, utc_now
+from app.queue.base import VALIDATION_POOL
+from app.schemas.jobs import Hyperparameters, JobCreate
+from app.services import events, job_states, leases, lookup
+
+
+async def create(session: AsyncSession, principal: Principal, *, body: JobCreate) -> Job:
+    """Record a job and its first events. Raises InvalidRequest, naming the field at fault."""
+    hyperparameters = _hyperparameters(body)
+    base = await lookup.find(session, server_rows(BaseModel), BaseModel.id, body.model)
+    if base is None:
+        sentence = f"Model {lookup.shown(body.model)} is not available for fine-tuning or does not exist."
+        raise InvalidRequest(sentence, code="model_not_found", param="model")
+    await _require_file(session, principal, file_id=body.training_file, param="training_file")
+    if body.validation_file is not None:
+        await _require_file(session, principal, file_id=body.validation_file, param="validation_file")
+    now = utc_now()
+    job = Job(
+        id=new_id("ftjob-"),
+        project_id=principal.project_id,
+        organization_id=principal.organization_id,
+        status=JobStatus.VALIDATING_FILES,
+        model=body.model,
+        base_model_id=base.id,
+        training_file_id=body.training_file,
+        validation_file_id=body.validation_file,
+        suffix=body.suffix,
+        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        hyperparameters=hyperparameters.model_dump(),
+        job_metadata=body.metadata,
+        current_step=0,
+        result_file_ids=[],
+        created_at=now,
+        fence=0,
+        crashes=0,
+        event_sequence=0,
+    )
+    session.add(job)
+    await session.flush()
+    validating = f"Validating training file: {job.training_file_id}"
+    if job.validation_file_id is not None:
+        validating += f" and validation file: {job.validation_file_id}"
+    events.add(session, job, f"Created fine-tuning job: {job.id}", now=now)
+    events.add(session, job, validating, now=now)
+    await session.flush()
+    after_commit.wake(session, VALIDATION_POOL)
+    return job
+
+
+async def get(session: AsyncSession, principal: Principal, *, job_id: str, lock: bool = False) -> Job:
+    """`lock` holds the row until the end of the transaction."""
+    query = scoped(Job, principal)
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    job = await lookup.find(session, query, Job.id, job_id)
+    if job is None:
+        sentence = f"Could not find fine tune: {lookup.shown(job_id)}"
+        raise NotFound(sentence, param="fine_tune_id", code="fine_tune_not_found")
+    return job
+
+
+async def search(
+    session: AsyncSession,
+    principal: Principal,
+    *,
+    after: str | None,
+    limit: int,
+    metadata: dict[str, str] | Literal["null"] | None,
+) -> lookup.Page[Job]:
+    """`metadata` holds pairs that a job must have; "null" finds the jobs without any."""
+    query = scoped(Job, principal)
+    if metadata == "null":
+        query = query.where(Job.job_metadata.is_(None))
+    elif metadata:
+        for key, value in metadata.items():
+            if '"' in key or "\0" in key + value:  # no database takes such a key in a JSON path
+                raise InvalidRequest("Metadata cannot be searched for quotation marks or NUL.", param="metadata")
+            query = query.where(Job.job_metadata[key].as_string() == value)
+    return await lookup.page(session, query, cursor=Job.id, order=(Job.created_at, Job.id), after=after, limit=limit)
+
+
+async def cancel(session: AsyncSession, principal: Principal, *, job_id: str) -> Job:
+    """Final in this transaction: whoever works on the job has lost its lease, and stops. Repeating it is no error."""
+    job = await get(session, principal, job_id=job_id, lock=True)
+    if job.status == JobStatus.CANCELLED:
+        return job
+    if job.status in TERMINAL:
+        raise InvalidRequest(f"Job {job.id} has already {job.status}; it cannot be cancelled.")
+    now = utc_now()
+    job_states.move(session, job, JobStatus.CANCELLED, message="The job has been cancelled", now=now)
+    leases.revoke(session, job)
+    await session.flush()
+    return job
+
+
+async def list_events(
+    session: AsyncSession, principal: Principal, *, job_id: str, after: str | None, limit: int
+) -> lookup.Page[Event]:
+    job = await get(session, principal, job_id=job_id)
+    query = scoped(Event, principal).where(Event.job_id == job.id)
+    return await lookup.page(session, query, cursor=Event.id, order=(Event.sequence,), after=after, limit=limit)
+
+
+def _hyperparameters(body: JobCreate) -> Hyperparameters:
+    """From the method's block, or from the older field; clients of either age are served."""
+    if body.integrations:
+        raise InvalidRequest("Integrations are not available on this server.", param="integrations")
+    if body.method is not None and body.method.type != "supervised":
+        sentence = f"Method type '{lookup.shown(body.method.type)}' is not available on this server; 'supervised' is."
+        raise InvalidRequest(sentence, param="method.type")
+    block = body.method.supervised if body.method else None
+    chosen = block.hyperparameters if block else None
+    if chosen is not None and body.hyperparameters is not None and chosen != body.hyperparameters:
+        sentence = "'hyperparameters' and 'method.supervised.hyperparameters' differ; give only the latter."
+        raise InvalidRequest(sentence, param="hyperparameters")
+    return chosen or body.hyperparameters or Hyperparameters()
+
+
+async def _require_file(session: AsyncSession, principal: Principal, *, file_id: str, param: str) -> None:
+    file = await lookup.find(session, scoped(File, principal), File.id, file_id)
+    if file is None:
+        sentence = f"The file '{lookup.shown(file_id)}' does not exist."
+        raise InvalidRequest(sentence, code="file_not_found", param=param)
+    if file.purpose != "fine-tune":
+        sentence = f"The file '{file.id}' has the purpose '{file.purpose}'; expected 'fine-tune'."
+        raise InvalidRequest(sentence, code="invalid_file_purpose", param=param)

@@ -1,0 +1,158 @@
+"""/v1/files through the official client."""
+
+import base64
+import hashlib
+import io
+
+import pytest
+from openai import BadRequestError, NotFoundError
+
+from tests import factories
+from tests.conftest import Served, Tenant
+
+
+async def test_a_file_comes_back_as_it_was_sent(tenant: Tenant, served: Served) -> None:
+    content = factories.jsonl(500)
+    sent = await tenant.client.files.create(
+        file=("my data.jsonl", content),
+        purpose="fine-tune",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    assert sent.id.startswith("file-")
+    assert (sent.bytes, sent.filename, sent.purpose) == (len(content), "my data.jsonl", "fine-tune")
+    assert (sent.status, sent.status_details) == ("processed", None)
+    assert sent.expires_at == sent.created_at + 3600
+    assert await tenant.client.files.retrieve(sent.id) == sent
+    assert (await tenant.client.files.wait_for_processing(sent.id)).id == sent.id
+
+    answer = await tenant.client.files.with_raw_response.content(sent.id)
+    assert answer.content == content
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"] == 'attachment; filename="my data.jsonl"'
+    assert answer.headers["content-length"] == str(len(content))
+    digest = hashlib.sha256(content)
+    assert answer.headers["etag"] == f'"{digest.hexdigest()}"'
+    assert answer.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
+    assert list((served.settings.data / "uploads").iterdir()) == []
+
+
+async def test_clients_that_send_bytes_without_a_name_are_served(tenant: Tenant) -> None:
+    sent = await tenant.client.files.create(file=io.BytesIO(factories.jsonl()), purpose="fine-tune")
+    assert sent.filename == "upload"
+    assert (await tenant.client.files.create(file=b"\x00\xff any bytes", purpose="user_data")).bytes == 12
+
+
+@pytest.mark.parametrize(
+    ("range_header", "expected", "content_range"),
+    [
+        ("bytes=0-3", b"0123", "bytes 0-3/10"),
+        ("bytes=7-", b"789", "bytes 7-9/10"),
+        ("bytes=-2", b"89", "bytes 8-9/10"),
+        ("bytes=-99", b"0123456789", "bytes 0-9/10"),
+        ("bytes=4-999", b"456789", "bytes 4-9/10"),
+        ("bytes=0-1,3-4", b"0123456789", None),
+        ("bytes=5-2", b"0123456789", None),
+        ("lines=1-2", b"0123456789", None),
+    ],
+)
+async def test_a_range_can_be_downloaded(
+    tenant: Tenant, range_header: str, expected: bytes, content_range: str | None
+) -> None:
+    file = await factories.file(tenant.resources, tenant.principal, content=b"0123456789")
+    headers = {"Range": range_header}
+    answer = await tenant.client.files.with_raw_response.content(file.id, extra_headers=headers)
+    assert answer.content == expected
+    assert answer.status_code == (206 if content_range else 200)
+    assert answer.headers.get("content-range") == content_range
+
+
+async def test_a_range_outside_of_the_file_is_refused(tenant: Tenant) -> None:
+    file = await factories.file(tenant.resources, tenant.principal, content=b"0123456789")
+    async with tenant.http() as http:
+        for header in ("bytes=10-", "bytes=-0"):
+            answer = await http.get(f"/v1/files/{file.id}/content", headers={"Range": header})
+            assert answer.status_code == 416
+            assert answer.headers["content-range"] == "bytes */10"
+            assert answer.json()["error"]["type"] == "invalid_request_error"
+        changed = {"Range": "bytes=1-2", "If-Range": '"another"'}
+        assert (await http.get(f"/v1/files/{file.id}/content", headers=changed)).status_code == 200
+
+
+async def test_files_are_listed_by_cursor_purpose_and_order(tenant: Tenant) -> None:
+    made = [(await factories.file(tenant.resources, tenant.principal)).id for _ in range(5)]
+    result = await factories.file(tenant.resources, tenant.principal, purpose="fine-tune-results")
+    newest_first = [result.id, *made[::-1]]
+
+    everything = await tenant.client.files.list()
+    assert [file.id for file in everything.data] == newest_first
+    raw = (await tenant.client.files.with_raw_response.list(limit=2)).http_response.json()
+    assert (raw["first_id"], raw["last_id"], raw["has_more"]) == (newest_first[0], newest_first[1], True)
+    assert [file.id async for file in tenant.client.files.list(limit=2)] == newest_first
+    assert [file.id async for file in tenant.client.files.list(limit=2, order="asc")] == newest_first[::-1]
+    assert [file.id async for file in tenant.client.files.list(purpose="fine-tune-results")] == [result.id]
+    assert (await tenant.client.files.list(purpose="nothing")).data == []
+    with pytest.raises(BadRequestError) as refused:
+        await tenant.client.files.list(after="file-unknown")
+    assert refused.value.param == "after"
+
+
+async def test_a_deleted_file_is_gone_from_the_list_and_from_storage(tenant: Tenant, served: Served) -> None:
+    file = await tenant.client.files.create(file=("a.jsonl", factories.jsonl()), purpose="fine-tune")
+    object_path = served.settings.data / "objects" / "files" / file.id
+    assert object_path.exists()
+    deleted = await tenant.client.files.delete(file.id)
+    assert deleted.to_dict() == {"id": file.id, "object": "file", "deleted": True}
+    assert not object_path.exists()
+    assert (await tenant.client.files.list()).data == []
+    for call in (tenant.client.files.retrieve, tenant.client.files.content, tenant.client.files.delete):
+        with pytest.raises(NotFoundError):
+            await call(file.id)
+
+
+async def test_an_archive_lives_as_long_as_a_result_file_or_a_model_names_it(tenant: Tenant) -> None:
+    job, model = await factories.succeeded_job(tenant.resources, tenant.principal)
+    await tenant.client.files.delete(job.result_file_ids[1])
+    path = f"/v1/fine_tuning/jobs/{job.id}/adapter"
+    async with tenant.http() as http:
+        assert (await http.get(path)).content == b"the adapter" * 1000
+    await tenant.client.models.delete(model.id)
+    async with tenant.http() as http:
+        assert (await http.get(path)).status_code == 404
+    assert not (tenant.resources.settings.data / "objects" / model.adapter_key).exists()
+
+
+async def test_files_of_another_project_do_not_exist(tenant: Tenant, other_tenant: Tenant) -> None:
+    file = await factories.file(tenant.resources, tenant.principal)
+    theirs = other_tenant.client.files
+    for call in (theirs.retrieve, theirs.content, theirs.delete):
+        with pytest.raises(NotFoundError) as missing:
+            await call(file.id)
+        unknown = missing.value.message.replace(file.id, "file-unknown")
+        with pytest.raises(NotFoundError) as other:
+            await call("file-unknown")
+        assert other.value.message == unknown
+    assert (await theirs.list()).data == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("../../etc/passwd.jsonl", "passwd.jsonl"),
+        ("C:\\data\\train.jsonl", "train.jsonl"),
+        ("tra\tin.jsonl", "train.jsonl"),
+        ("donnée ☃.jsonl", "donnée ☃.jsonl"),
+    ],
+)
+async def test_a_filename_is_only_a_label(tenant: Tenant, sent: str, kept: str) -> None:
+    boundary = "b0undary"
+    body = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{sent}"\r\n\r\nx\r\n--{boundary}--\r\n'
+    )
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    async with tenant.http() as http:
+        answer = await http.post("/v1/files", content=body.encode(), headers=headers)
+        assert answer.json()["filename"] == kept
+        content = await http.get(f"/v1/files/{answer.json()['id']}/content")
+    assert content.content == b"x"
+    assert content.headers["content-disposition"].isascii()

@@ -1,0 +1,90 @@
+"""Packed attention against a plain formula. Shapes: A query heads, K key heads, T tokens, E head size."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from worker.contract.errors import TrainError
+from worker.engine.attention import documents_of, packed_attention
+
+A, K, T, E = 4, 2, 20, 8
+BOUNDS = (0, 1, 8, 20)
+
+
+def module(**config: Any) -> Any:
+    return SimpleNamespace(is_causal=True, layer_idx=0, config=SimpleNamespace(**config))
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(1, A, T, E, generator=generator),
+        torch.randn(1, K, T, E, generator=generator),
+        torch.randn(1, K, T, E, generator=generator),
+    )
+
+
+def formula(scaling: float, window: int) -> torch.Tensor:
+    query_ATE, key_KTE, value_KTE = (given[0] for given in inputs())
+    key_ATE, value_ATE = (given.repeat_interleave(A // K, dim=0) for given in (key_KTE, value_KTE))
+    document_T = torch.bucketize(torch.arange(T), torch.tensor(BOUNDS), right=True)
+    distance_TT = torch.arange(T)[:, None] - torch.arange(T)[None, :]
+    seen_TT = (document_T[:, None] == document_T[None, :]) & (distance_TT >= 0) & (distance_TT < window)
+    scores_ATT = (query_ATE @ key_ATE.transpose(1, 2) * scaling).masked_fill(~seen_TT, -math.inf)
+    return (scores_ATT.softmax(-1) @ value_ATE).transpose(0, 1)[None]
+
+
+@pytest.mark.parametrize("scaling", [None, 0.5])
+@pytest.mark.parametrize("window", [None, 1, 3, 12, 100])
+def test_equals_the_formula(scaling: float | None, window: int | None) -> None:
+    documents = documents_of(BOUNDS, torch.device("cpu"))
+    out_1TAE, _ = packed_attention(
+        module(sliding_window=window), *inputs(), None, documents=documents, scaling=scaling, sliding_window=window
+    )
+    torch.testing.assert_close(out_1TAE, formula(scaling or E**-0.5, window or T), rtol=1e-5, atol=1e-6)
+    assert documents.layers_served == {0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"softcap": 50.0}, "softcap"),
+        ({"s_aux": torch.zeros(A)}, "s_aux"),
+        ({"something_new": True, "other": 1}, "other, something_new"),
+        ({"documents": None}, "bounds of packed documents"),
+        ({"documents": documents_of((0, 5), torch.device("cpu"))}, "one packed row"),
+        ({"is_causal": False}, "not causal"),
+    ],
+)
+def test_what_it_cannot_honour_is_refused(asked: dict[str, Any], words: str) -> None:
+    arguments = {"documents": documents_of(BOUNDS, torch.device("cpu")), **asked}
+    with pytest.raises(TrainError, match=words) as caught:
+        packed_attention(module(), *inputs(), None, **arguments)
+    assert caught.value.code == "unsupported_model"
+
+
+def test_a_mask_is_refused() -> None:
+    with pytest.raises(TrainError, match="without a mask"):
+        packed_attention(module(), *inputs(), torch.ones(1, T), documents=documents_of(BOUNDS, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("config", [{"sliding_window": 4}, {"layer_types": ["sliding_attention"]}])
+def test_a_window_that_stands_only_in_the_config_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(TrainError, match="sliding window"):
+        packed_attention(module(**config), *inputs(), None, documents=documents_of(BOUNDS, torch.device("cpu")))
+
+
+def test_arguments_that_change_nothing_are_accepted() -> None:
+    documents = documents_of(BOUNDS, torch.device("cpu"))
+    packed_attention(
+        module(),
+        *inputs(),
+        None,
+        documents=documents,
+        position_ids=torch.arange(T)[None],
+        use_cache=False,
+        softcap=None,
+    )

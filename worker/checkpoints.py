@@ -1,0 +1,104 @@
+"""Checkpoints and final adapters on their way to storage and back."""
+
+import asyncio
+import logging
+import shutil
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db import after_commit
+from app.db.models import Checkpoint, Job, Organization
+from app.db.queries import of_job, server_rows
+from app.ids import new_id, random_text
+from app.resources import Resources
+from app.services import events
+from app.services.leases import Lease
+from app.storage import keys
+from app.storage.base import ObjectCorrupt, ObjectMissing, StoredObject
+from worker import archive, guarded, step_records
+
+_log = logging.getLogger(__name__)
+
+
+async def upload_directory(resources: Resources, lease: Lease, directory: Path, name: str) -> StoredObject:
+    """Store a directory as one archive under the lease's fence; the local archive is removed."""
+    packed = directory.with_name(f"{directory.name}.zip")
+    await asyncio.to_thread(archive.pack, directory, packed)
+    stored = await resources.storage.put_file(keys.job_object(lease.job_id, lease.fence, name), packed)
+    await asyncio.to_thread(packed.unlink)
+    return stored
+
+
+async def save(resources: Resources, lease: Lease, *, step: int, directory: Path) -> None:
+    """Upload a checkpoint whole, then register it. The caller has written the figures of its step.
+
+    A crash in between leaves objects that no row names; the run resumes from the checkpoint before.
+    """
+    adapter = await upload_directory(resources, lease, directory / "adapter", f"checkpoints/{step}/adapter.zip")
+    state = await upload_directory(resources, lease, directory / "state", f"checkpoints/{step}/state.zip")
+    await guarded.write(resources, lease, partial(_register, step, adapter, state))
+    await asyncio.to_thread(shutil.rmtree, directory)
+
+
+async def restore(resources: Resources, job_id: str, directory: Path) -> Path | None:
+    """Unpack the newest checkpoint of a job that is whole, or return None when there is none."""
+    async with resources.read() as session:
+        found = list(await session.scalars(of_job(Checkpoint, job_id).order_by(Checkpoint.step.desc())))
+    for checkpoint in found:
+        target = directory / f"resume-{checkpoint.step}"
+        try:
+            for part, key, sha256 in (
+                ("adapter", checkpoint.adapter_key, checkpoint.adapter_sha256),
+                ("state", checkpoint.state_key, checkpoint.state_sha256),
+            ):
+                packed = directory / f"{part}.zip"
+                await resources.storage.get_file(key, packed, sha256=sha256)
+                await asyncio.to_thread(archive.unpack, packed, target / part)
+                packed.unlink()
+        except (ObjectMissing, ObjectCorrupt):
+            _log.warning("checkpoint %s of job %s is damaged; the one before is used", checkpoint.step, job_id)
+            continue
+        return target
+    return None
+
+
+async def model_name(session: AsyncSession, job: Job) -> str:
+    """ft:<base>:<organization>:<suffix or nothing>:<8 random characters>, as at OpenAI."""
+    query = server_rows(Organization).where(Organization.id == job.organization_id)
+    organization = (await session.execute(query)).scalar_one()
+    return f"ft:{job.base_model_id}:{organization.name}:{job.suffix or ''}:{random_text(8)}"
+
+
+async def _register(
+    step: int, adapter: StoredObject, state: StoredObject, session: AsyncSession, job: Job, now: datetime
+) -> None:
+    checkpoint = await session.scalar(of_job(Checkpoint, job.id).where(Checkpoint.step == step))
+    figures = await step_records.step_figures(session, job.id, step)
+    if checkpoint is None:
+        checkpoint = await _new_checkpoint(session, job, step, now)
+    else:  # this run went back behind a damaged checkpoint, and has made it anew
+        after_commit.delete_object(session, checkpoint.adapter_key)
+        after_commit.delete_object(session, checkpoint.state_key)
+    checkpoint.metrics = figures
+    checkpoint.adapter_key, checkpoint.adapter_sha256, checkpoint.adapter_bytes = (
+        adapter.key,
+        adapter.sha256,
+        adapter.bytes,
+    )
+    checkpoint.state_key, checkpoint.state_sha256, checkpoint.state_bytes = state.key, state.sha256, state.bytes
+    session.add(checkpoint)
+    job.crashes = 0
+
+
+async def _new_checkpoint(session: AsyncSession, job: Job, step: int, now: datetime) -> Checkpoint:
+    name = await model_name(session, job)
+    is_last = step == job.total_steps  # it carries the name of the model that the job makes
+    if not is_last:
+        name = f"{name}:ckpt-step-{step}"
+        events.add(session, job, f"Checkpoint created at step {step} with Snapshot ID: {name}", now=now)
+    return Checkpoint(
+        id=new_id("ftckpt_"), job_id=job.id, project_id=job.project_id, step=step, model_name=name, created_at=now
+    )

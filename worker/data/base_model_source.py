@@ -1,0 +1,119 @@
+"""What lies in a base model's directory, and where a source (a directory or a hub repository) has it.
+
+Nothing here loads weights: geometry is read from config.json and the headers of the safetensors files.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# The files that shape a run. Other formats of the same weights, pickles among them, are left alone.
+PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+_HUB_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
+_MAX_HEADER_BYTES = 100 * 1024**2
+
+
+class BadBaseModel(Exception):
+    """The source cannot serve as a base model; the message is for the person who named it."""
+
+
+@dataclass(frozen=True)
+class BaseModelFacts:
+    """`revision` is the hash of all files' hashes, for a directory, or the commit, for a hub repository."""
+
+    revision: str
+    num_parameters: int
+    context_tokens: int
+
+
+def normalize_source(source: str) -> str:
+    """A directory that exists becomes an absolute path; anything else must look like owner/name on the hub."""
+    if Path(source).expanduser().is_dir():
+        return str(Path(source).expanduser().resolve())
+    if _HUB_REPOSITORY.fullmatch(source):
+        return source
+    raise BadBaseModel(f"{source!r} is neither a directory on this machine nor a hub repository (owner/name)")
+
+
+def fetch(source: str, revision: str | None = None) -> tuple[Path, str]:
+    """The directory with the source's files, and its revision. Slow: downloads or hashes gigabytes.
+
+    A hub repository is pinned to a commit; without a network, what the Hugging Face cache holds is taken.
+    Raises BadBaseModel.
+    """
+    if Path(source).is_dir():
+        return Path(source), directory_revision(Path(source))
+    # Here, because only the control side of a worker needs the hub, and only for such sources.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        directory = snapshot_download(source, revision=revision, allow_patterns=list(PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BadBaseModel(f"{source} could not be fetched from the hub or its cache: {error}") from error
+    return Path(directory), Path(directory).name  # a snapshot's folder is named for its commit
+
+
+def inspect(directory: Path, revision: str) -> BaseModelFacts:
+    """Check that a directory holds what a run needs, and measure it. Raises BadBaseModel."""
+    config = _read_json(directory / "config.json")
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise BadBaseModel(f"{directory} holds no .safetensors file; other formats are not loaded")
+    if not (directory / "tokenizer.json").is_file():
+        raise BadBaseModel(f"{directory} holds no tokenizer.json")
+    if "auto_map" in config:
+        raise BadBaseModel(f"{directory} needs code of its own to be loaded, which is never run")
+    context = config.get("max_position_embeddings")
+    if not isinstance(context, int) or context < 1:
+        raise BadBaseModel(f"{directory}/config.json has no max_position_embeddings")
+    return BaseModelFacts(revision, sum(_num_elements(path) for path in weights), context)
+
+
+def directory_revision(directory: Path) -> str:
+    """Hex SHA-256 over the names and hashes of all files that shape a run."""
+    total = hashlib.sha256()
+    for path in sorted({path for pattern in PATTERNS for path in directory.glob(pattern) if path.is_file()}):
+        with path.open("rb") as file:
+            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def signature(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of a directory's files: cheap to compare, for what was hashed before."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+def _num_elements(path: Path) -> int:
+    """Elements of all tensors of a safetensors file: an 8-byte length, then a JSON header."""
+    with path.open("rb") as file:
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length <= _MAX_HEADER_BYTES else None
+            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise BadBaseModel(f"{path} is not a safetensors file") from error
+    total = 0
+    for shape in shapes:
+        elements = 1
+        for size in shape:
+            elements *= size
+        total += elements
+    return total
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadBaseModel(f"{path.parent} holds no {path.name}") from None
+    except ValueError as error:
+        raise BadBaseModel(f"{path} is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise BadBaseModel(f"{path} is not a JSON object")
+    return value

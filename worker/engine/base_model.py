@@ -1,0 +1,145 @@
+"""Load a base model from a directory of this machine, and check that it is one we can train."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from worker.contract.errors import Blame, TrainError
+from worker.engine import attention, probe
+from worker.engine.execution import Device, Dtype
+
+# Rotary embeddings of these kinds look at the longest position of the whole row, which in a packed
+# row belongs to another example.
+_LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
+
+
+def load(directory: Path, *, device: Device, dtype: Dtype, tick: Callable[[], None]) -> PreTrainedModel:
+    """The frozen model on `device` in `dtype`, with packed attention; `tick` is called as weights arrive.
+
+    Nothing is fetched and no code of the model's repository runs. TrainError for a directory that
+    is not a whole model, weights that are not finite, or a model whose layers we cannot honour.
+    """
+    attention.register()
+    previous = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: _Ticking(factory(*args, **kwargs), tick)
+    )
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        _check_config(config)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention.PACKED,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **({"device_map": {"": "cuda:0"}} if device == "cuda" else {}),
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise TrainError(
+            "base_model_unreadable", f"The base model could not be loaded: {error}", param="model", blame=Blame.INTERNAL
+        ) from error
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+    model, report = loaded
+    absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if absent:
+        # transformers would have filled them with random numbers
+        raise TrainError(
+            "base_model_incomplete",
+            f"The base model lacks {len(absent)} of its weights, {absent[0]} for one.",
+            param="model",
+            blame=Blame.INTERNAL,
+        )
+    model.requires_grad_(False)
+    _check_weights(model)
+    _check_finite(model, tick)
+    probe.check(model)
+    tick()
+    return model
+
+
+def check_rotary(config: PreTrainedConfig, longest: int) -> None:
+    """TrainError if an example is so long that length-dependent rotary embeddings would change for its whole row."""
+    config = config.get_text_config()
+    settings = getattr(config, "rope_parameters", None) or {}
+    # Either one table, or one for each kind of layer.
+    tables = (
+        [settings] if "rope_type" in settings else [table for table in settings.values() if isinstance(table, dict)]
+    )
+    for table in tables:
+        limit = table.get("original_max_position_embeddings") or config.max_position_embeddings
+        if table.get("rope_type") in _LENGTH_DEPENDENT_ROTARY and longest > limit:
+            raise TrainError(
+                "unsupported_model",
+                f"This base model changes its position encoding beyond {limit} tokens; "
+                f"the longest example has {longest}, and longer examples than {limit} cannot be trained on it here.",
+                param="model",
+            )
+
+
+class _Ticking:
+    """A progress bar of transformers that also reports each item."""
+
+    def __init__(self, bar: Any, tick: Callable[[], None]) -> None:
+        self._bar = bar
+        self._tick = tick
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._bar:
+            self._tick()
+            yield item
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
+
+
+def _check_config(config: PreTrainedConfig) -> None:
+    config = config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise TrainError(
+            "unsupported_model",
+            f"This base model cannot be trained here: it has layers of kind {', '.join(sorted(kinds))}.",
+            param="model",
+        )
+
+
+def _check_weights(model: PreTrainedModel) -> None:
+    if not isinstance(model.get_output_embeddings(), torch.nn.Linear):
+        raise TrainError("unsupported_model", "This base model has no linear output head.", param="model")
+    # "All linear layers" would quietly leave out experts held in one tensor, convolutions and the like.
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+            continue
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1:
+                raise TrainError(
+                    "unsupported_model",
+                    "This base model cannot be trained here: "
+                    f"{name}.{parameter_name} is not the weight of a linear layer.",
+                    param="model",
+                )
+
+
+def _check_finite(model: PreTrainedModel, tick: Callable[[], None]) -> None:
+    for name, parameter in model.named_parameters():
+        # min and max carry NaN and infinity on, without a mask as large as the weight
+        low, high = parameter.aminmax()
+        if not torch.isfinite(torch.stack((low, high))).all():
+            raise TrainError(
+                "base_model_not_finite",
+                f"The base model's weight {name} has values that are infinite or not numbers.",
+                param="model",
+                blame=Blame.INTERNAL,
+            )
+        tick()

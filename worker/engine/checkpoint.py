@@ -1,0 +1,125 @@
+"""Checkpoints: `adapter/` (a PEFT directory) and `state/` (what an exact resume needs besides).
+
+Adapter and moments are float32, so nothing is lost in the file. The schedule and the data position
+follow from the step number, and all randomness from (seed, step), so neither is stored; the seed of
+the next step is, to notice a version of this code that would derive another one.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from worker.contract.errors import Blame, TrainError
+from worker.contract.spec import TrainSpec
+from worker.engine import adapters
+from worker.engine.seeds import step_seed
+
+STATE_VERSION = 1
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class State(BaseModel):
+    """Where a run stands after `step` steps. `spec` holds the execution that was really used."""
+
+    version: int = STATE_VERSION
+    spec: TrainSpec
+    step: int
+    data: str  # fingerprint of the training examples
+    next_step_seed: int
+    trained_tokens: int
+    train_loss: float | None = None
+    valid_loss: float | None = None
+    full_valid_loss: float | None = None
+
+
+def save(directory: Path, adapter: PeftModel, optimizer: torch.optim.AdamW, state: State) -> None:
+    """Write a checkpoint that is either whole or not there, also after a power cut."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed after it and resumed from before it
+    partial.mkdir(parents=True)
+    adapters.save(adapter, partial / "adapter", base_id=state.spec.base.id)
+    (partial / "state").mkdir()
+    save_file(_moments(adapter, optimizer), partial / "state" / "optimizer.safetensors")
+    (partial / "state" / "state.json").write_text(state.model_dump_json(indent=2) + "\n")
+    publish(partial, directory)
+
+
+def publish(partial: Path, directory: Path) -> None:
+    """Flush everything under `partial` to the disk, then give it its name."""
+    for folder, _folders, files in os.walk(partial):
+        for name in files:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+    partial.rename(directory)
+    _sync(directory.parent)
+
+
+def read_state(directory: Path) -> State:
+    """TrainError if the directory is not a checkpoint that this version can read."""
+    try:
+        text = (directory / "state" / "state.json").read_text()
+        if json.loads(text).get("version") != STATE_VERSION:
+            raise _unreadable("it was written by another version")
+        return State.model_validate_json(text)
+    except (OSError, ValueError, ValidationError) as error:
+        raise _unreadable(str(error)) from error
+
+
+def check(state: State, spec: TrainSpec, data: str) -> None:
+    """TrainError unless the checkpoint belongs to this run: same spec but for the execution, same examples."""
+    problem = None
+    stored, asked = (given.model_dump(exclude={"execution"}) for given in (state.spec, spec))
+    if stored != asked:
+        fields = sorted(name for name in asked if stored[name] != asked[name])
+        problem = f"its spec differs in {', '.join(fields)}"
+    elif state.data != data:
+        problem = "it was made with other training examples"
+    elif state.next_step_seed != step_seed(spec.seed, state.step + 1):
+        problem = "it was made with other random streams"
+    if problem is not None:
+        raise TrainError(
+            "checkpoint_mismatch", f"The checkpoint does not belong to this run: {problem}.", blame=Blame.INTERNAL
+        )
+
+
+def restore(directory: Path, adapter: PeftModel, optimizer: torch.optim.AdamW, state: State) -> None:
+    """Put adapter and moments back, bit for bit."""
+    try:
+        adapters.restore(adapter, directory / "adapter")
+        moments = load_file(directory / "state" / "optimizer.safetensors")
+        for name, parameter in adapters.parameters(adapter).items():
+            optimizer.state[parameter] = {
+                # fused AdamW counts in a tensor beside the parameter
+                "step": torch.tensor(float(state.step), dtype=torch.float32, device=parameter.device),
+                **{moment: moments[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS},
+            }
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise _unreadable(str(error)) from error
+
+
+def _moments(adapter: PeftModel, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    return {
+        f"{moment}.{name}": optimizer.state[parameter][moment].cpu()
+        for name, parameter in adapters.parameters(adapter).items()
+        for moment in _MOMENTS
+    }
+
+
+def _unreadable(why: str) -> TrainError:
+    return TrainError("checkpoint_unreadable", f"The checkpoint cannot be read: {why}", blame=Blame.INTERNAL)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,81 @@
+"""The result of a run: the adapter as a PEFT directory, the base's tokenizer, and a model card."""
+
+import json
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+
+from worker.engine import adapters
+from worker.engine.checkpoint import State, publish
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def export(directory: Path, adapter: PeftModel, *, base_directory: Path, state: State, card: dict[str, str]) -> None:
+    """Write the finished adapter to `directory`, whole or not at all."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    adapters.save(adapter, partial, base_id=state.spec.base.id)
+    for name in _TOKENIZER_FILES:
+        if (base_directory / name).is_file():
+            shutil.copyfile(base_directory / name, partial / name)
+    (partial / "README.md").write_text(model_card(state, card))
+    publish(partial, directory)
+
+
+def model_card(state: State, card: dict[str, str]) -> str:
+    """Markdown with the metadata block that model hubs read."""
+    spec = state.spec
+    losses = {
+        "Training loss, last step": state.train_loss,
+        "Validation loss, sample": state.valid_loss,
+        "Validation loss, all rows": state.full_valid_loss,
+    }
+    facts = {
+        "Base model": spec.base.id,
+        "Base revision": spec.base.revision,
+        "Steps": str(state.step),
+        "Trained tokens": str(state.trained_tokens),
+        **{name: f"{loss:.6f}" for name, loss in losses.items() if loss is not None},
+        **card,
+    }
+    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())
+    return f"""---
+base_model: {json.dumps(spec.base.id)}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, hone]
+---
+
+# LoRA adapter
+
+Trained with Hone. Load it with `peft.PeftModel.from_pretrained(base_model, this_directory)`.
+
+| | |
+|---|---|
+{table}
+
+## Settings
+
+Everything that shaped this run; the same settings on the same data give the same adapter.
+
+```json
+{spec.model_dump_json(indent=2)}
+```
+"""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,110 @@
+"""Supervised fine-tuning: one packed micro-batch through the base, its adapter and the loss.
+
+Shapes: T tokens of a micro-batch, N trained positions, H hidden.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from worker.contract.errors import TrainError
+from worker.engine.attention import documents_of
+from worker.engine.losses import linear_cross_entropy
+from worker.engine.packing import MicroBatch
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a number of examples adds up to; `loss` and `correct` are weighted by token weights."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    weight: float = 0.0
+    tokens: int = 0
+    trained_tokens: int = 0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.loss + other.loss,
+            self.correct + other.correct,
+            self.weight + other.weight,
+            self.tokens + other.tokens,
+            self.trained_tokens + other.trained_tokens,
+        )
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.weight if self.weight > 0 else 0.0
+
+    @property
+    def token_accuracy(self) -> float:
+        return self.correct / self.weight if self.weight > 0 else 0.0
+
+
+def train(model: PreTrainedModel, batch: MicroBatch) -> Sums:
+    """Forward and backward; adds the gradient of the *summed* loss to the adapter's parameters."""
+    if len(batch.sources_N) == 0:
+        return _sums(batch, 0.0, 0.0)
+    loss, correct = _loss(model, batch)
+    loss.backward()
+    return _sums(batch, loss.item(), correct.item())
+
+
+@torch.no_grad()
+def evaluate(model: PreTrainedModel, batch: MicroBatch) -> Sums:
+    """Forward only. The caller has put the model into eval mode."""
+    if len(batch.sources_N) == 0:
+        return _sums(batch, 0.0, 0.0)
+    loss, correct = _loss(model, batch)
+    return _sums(batch, loss.item(), correct.item())
+
+
+def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+    """The backbone's last hidden states, [T, H], as the head takes them.
+
+    TrainError("unsupported_model") if any layer did not keep the documents apart.
+    """
+    device = model.device
+    documents = documents_of(batch.bounds, device)
+    # No attention mask: with packed rows it would join the documents.
+    out = model.base_model(
+        input_ids=batch.tokens_T.to(device)[None],
+        position_ids=batch.positions_T.to(device)[None],
+        use_cache=False,
+        documents=documents,
+    )
+    layers = model.config.get_text_config().num_hidden_layers
+    if documents.layers_served != set(range(layers)):
+        raise TrainError(
+            "unsupported_model",
+            f"This base model cannot be trained here: only {len(documents.layers_served)} of its {layers} layers "
+            "are attention that keeps packed examples apart.",
+            param="model",
+        )
+    return out.last_hidden_state[0]
+
+
+def _loss(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden_TH = hidden_states(model, batch)
+    head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Linear)
+    device = hidden_TH.device
+    return linear_cross_entropy(
+        hidden_TH,
+        head.weight,
+        head.bias,
+        batch.sources_N.to(device),
+        batch.targets_N.to(device),
+        batch.weights_N.to(device),
+    )
+
+
+def _sums(batch: MicroBatch, loss: float, correct: float) -> Sums:
+    return Sums(
+        loss=loss,
+        correct=correct,
+        weight=float(batch.weights_N.double().sum()),
+        tokens=len(batch.tokens_T),
+        trained_tokens=len(batch.sources_N),
+    )

@@ -1,0 +1,237 @@
+"""The short-lived child that checks data files and turns them into token files: no GPU, no secret, no torch.
+
+    python -m worker.prepare REQUEST
+
+REQUEST is the path of a JSON PrepareRequest, or `fd:N` for an inherited descriptor to read it from.
+The token files come first and `report.json` last, so a report means that the work is done. Without one
+the child died of its limits (SIGXCPU, SIGKILL, an abort), or the base directory is unusable: then it exits
+with 1 and a traceback on stderr. A refused data file is a report like any other.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from worker.contract.formats import CompletionRow, Fault, FormatError, SupervisedRow, parse_row
+from worker.contract.prepare import (
+    MAX_LISTED_ERRORS,
+    REPORT_NAME,
+    FileReport,
+    PrepareReport,
+    PrepareRequest,
+    ProcessLimits,
+    RowError,
+    Verdict,
+)
+from worker.data import rows, token_file
+from worker.data.tokenize import Example, RowTokenizer
+
+MIN_TRAINING_EXAMPLES = 10
+BATCH_ROWS = 256
+BATCH_BYTES = 4 << 20
+MAX_THREADS = 4
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ENDING_FAULTS = (Fault.FILE, Fault.METHOD)  # all lines after this one would be refused alike
+FORMAT_NAMES = {True: "prompt/completion pairs", False: "chat messages"}
+
+
+def main(arguments: list[str]) -> int:
+    source = arguments[0]
+    raw = os.fdopen(int(source[3:]), "rb").read() if source.startswith("fd:") else Path(source).read_bytes()
+    request = PrepareRequest.model_validate_json(raw)
+    _die_with_parent()
+    limit_process(request.process)
+    report = run_prepare(request)
+    path = Path(request.output_directory) / REPORT_NAME
+    partial = path.with_suffix(".partial")
+    partial.write_text(report.model_dump_json(), encoding="utf-8")
+    partial.replace(path)
+    return 0
+
+
+def run_prepare(request: PrepareRequest) -> PrepareReport:
+    """Check and encode the files of one job; writes token files to the output directory, nothing else.
+
+    Blocks. What is wrong with the data is in the report; OSError, ValueError or TemplateError mean that
+    a path or the base directory is unusable.
+    """
+    output = Path(request.output_directory)
+    tokenizer = RowTokenizer(request.base_directory, request.rendering_date)
+    training = _FileRun("training_file", Path(request.training_file), output / "training.safetensors")
+    training.prepare(tokenizer, request)
+    error = training.verdict(min_examples=MIN_TRAINING_EXAMPLES)
+    validation = None
+    if request.validation_file is not None:
+        validation = _FileRun("validation_file", Path(request.validation_file), output / "validation.safetensors")
+        validation.is_completion = training.is_completion
+        validation.prepare(tokenizer, request)
+        error = error or validation.verdict(min_examples=1)
+    return PrepareReport(
+        training=training.report(), validation=validation.report() if validation is not None else None, error=error
+    )
+
+
+def limit_process(limits: ProcessLimits) -> None:
+    """Bind this process to the limits for good; no core dumps, and few threads for the tokenizer."""
+    # Each thread reserves address space, of which a machine with many cores would use up the limit.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(min(MAX_THREADS, os.cpu_count() or 1)))
+    for kind, wanted in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, limits.memory_bytes),
+        (resource.RLIMIT_CPU, limits.cpu_seconds),
+        (resource.RLIMIT_FSIZE, limits.file_bytes),
+    ):
+        _, hard = resource.getrlimit(kind)
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+@dataclass
+class _FileRun:
+    """One file on its way: what was counted and what was wrong so far."""
+
+    param: Literal["training_file", "validation_file"]
+    source: Path
+    target: Path
+    is_completion: bool | None = None  # of the first good row, which all others must be like
+    first_fault: Fault | None = None
+    errors: list[RowError] = field(default_factory=list)
+    num_errors: int = 0
+    num_examples: int = 0
+    num_tokens: int = 0
+    num_trained_tokens: int = 0
+    max_example_tokens: int = 0
+    truncated: int = 0
+    skipped: int = 0
+    special_strings: int = 0
+
+    def prepare(self, tokenizer: RowTokenizer, request: PrepareRequest) -> None:
+        with self.source.open("rb") as file:
+            token_file.write(self.target, self._examples(file, tokenizer, request))
+        if self.num_errors:
+            self.target.unlink()
+
+    def _examples(
+        self, file: BinaryIO, tokenizer: RowTokenizer, request: PrepareRequest
+    ) -> Iterator[tuple[list[int], list[float]]]:
+        for batch in self._batches(file, request):
+            good = [row for _, row in batch if not isinstance(row, FormatError)]
+            encoded = iter(tokenizer.tokenize(good, max_sequence_tokens=request.max_sequence_tokens))
+            for line, row in batch:
+                example = row if isinstance(row, FormatError) else next(encoded)
+                if isinstance(example, FormatError):
+                    self._refuse(line, example)
+                    if example.fault in ENDING_FAULTS:
+                        return
+                elif self._count(example):
+                    yield example.tokens, example.weights
+
+    def _batches(
+        self, file: BinaryIO, request: PrepareRequest
+    ) -> Iterator[list[tuple[int, SupervisedRow | FormatError]]]:
+        """Lines with their rows, or what is wrong with them, in batches small enough to hold in memory."""
+        batch: list[tuple[int, SupervisedRow | FormatError]] = []
+        batch_start = 0
+        limits = request.data
+        for line, value in rows.read_rows(file, max_rows=limits.max_rows, max_line_bytes=limits.max_line_bytes):
+            batch.append((line, self._parsed(value)))
+            if len(batch) == BATCH_ROWS or file.tell() - batch_start > BATCH_BYTES:
+                yield batch
+                batch, batch_start = [], file.tell()
+        yield batch
+
+    def _parsed(self, value: dict[str, Any] | FormatError) -> SupervisedRow | FormatError:
+        if isinstance(value, FormatError):
+            return value
+        try:
+            row = parse_row(value)
+            self._check_kind(row)
+        except FormatError as error:
+            return error
+        return row
+
+    def _check_kind(self, row: SupervisedRow) -> None:
+        is_completion = isinstance(row, CompletionRow)
+        if self.is_completion is None:
+            self.is_completion = is_completion
+        if is_completion != self.is_completion:
+            raise FormatError(
+                f"has {FORMAT_NAMES[is_completion]}, but the job's data began with {FORMAT_NAMES[self.is_completion]}"
+            )
+
+    def _refuse(self, line: int, error: FormatError) -> None:
+        self.num_errors += 1
+        self.first_fault = self.first_fault or error.fault
+        if len(self.errors) < MAX_LISTED_ERRORS:
+            self.errors.append(RowError(line=line, field=error.field, message=error.sentence(line)))
+
+    def _count(self, example: Example) -> bool:
+        """Count the example; whether it is trained on."""
+        self.special_strings += example.num_special_strings
+        if not example.num_trained_tokens:
+            self.skipped += 1
+            return False
+        self.truncated += example.is_truncated
+        self.num_examples += 1
+        self.num_tokens += len(example.tokens)
+        self.num_trained_tokens += example.num_trained_tokens
+        self.max_example_tokens = max(self.max_example_tokens, len(example.tokens))
+        return True
+
+    def report(self) -> FileReport:
+        return FileReport(
+            tokens_path=str(self.target) if not self.num_errors else None,
+            num_examples=self.num_examples,
+            num_tokens=self.num_tokens,
+            num_trained_tokens=self.num_trained_tokens,
+            max_example_tokens=self.max_example_tokens,
+            truncated=self.truncated,
+            skipped=self.skipped,
+            special_strings_in_content=self.special_strings,
+            errors=self.errors,
+            num_errors=self.num_errors,
+        )
+
+    def verdict(self, *, min_examples: int) -> Verdict | None:
+        """Why the job must fail because of this file, in OpenAI's words, or None."""
+        is_training = self.param == "training_file"
+        kind = "training" if is_training else "validation"
+        if self.errors:
+            first = self.errors[0]
+            place = f"line {first.line}" + (f", field {first.field}" if first.field else "")
+            others = f"; {self.num_errors} lines are invalid" if self.num_errors > 1 else ""
+            is_extra = self.first_fault is Fault.EXTRA_KEY
+            cause = f"a file format error in the {kind} file" if is_extra else f"an invalid {kind} file"
+            detail = first.message if self.first_fault in ENDING_FAULTS else f"Invalid file format. {first.message}"
+            code = "invalid_file_format" if is_extra else "invalid_training_file"
+            return Verdict(
+                code=code if is_training else "invalid_validation_file",
+                message=f"The job failed due to {cause}. {detail} ({place}{others})",
+                param=self.param,
+            )
+        if self.num_examples >= min_examples:
+            return None
+        message = (
+            f"{kind.capitalize()} file has {self.num_examples} example(s), "
+            f"but must have at least {min_examples} example{'s' if min_examples > 1 else ''}"
+        )
+        if self.skipped:
+            message += f" ({self.skipped} left out: too long, and cut before the first token to train on)"
+        return Verdict(
+            code="invalid_n_examples" if is_training else "invalid_validation_file", message=message, param=self.param
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""The end of a job: its adapter, its step metrics and its model become visible in one transaction."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db.models import Checkpoint, File, FineTunedModel, Job, JobStatus
+from app.db.queries import of_job
+from app.ids import new_id
+from app.resources import Resources
+from app.services import events, job_states, leases
+from app.services.leases import Lease
+from app.storage import keys
+from app.storage.base import StoredObject
+from worker import checkpoints, guarded, step_records
+
+
+@dataclass(frozen=True)
+class _Results:
+    adapter: StoredObject
+    metrics: StoredObject
+    trained_tokens: int
+
+
+async def succeed(resources: Resources, lease: Lease, *, adapter_directory: Path) -> None:
+    """Publish a finished run. Everything slow happens before the one transaction that tells of it."""
+    adapter = await checkpoints.upload_directory(resources, lease, adapter_directory, "adapter.zip")
+    async with resources.read() as session:
+        metrics = await step_records.all_metrics(session, lease.job_id)
+    table = adapter_directory.with_name("step_metrics.csv")
+    table.write_text(step_records.as_csv(metrics), encoding="utf-8")
+    stored = await resources.storage.put_file(keys.job_object(lease.job_id, lease.fence, "step_metrics.csv"), table)
+    results = _Results(adapter, stored, step_records.trained_tokens(metrics))
+    await guarded.write(resources, lease, partial(_publish, results))
+
+
+async def _publish(results: _Results, session: AsyncSession, job: Job, now: datetime) -> None:
+    last = of_job(Checkpoint, job.id).where(Checkpoint.step == job.total_steps)
+    name = (await session.execute(last)).scalar_one().model_name
+    files = [
+        _result_file(job, "step_metrics.csv", results.metrics, now),
+        _result_file(job, "adapter.zip", results.adapter, now),
+    ]
+    session.add_all(files)
+    session.add(
+        FineTunedModel(
+            id=name,
+            project_id=job.project_id,
+            job_id=job.id,
+            base_model_id=job.base_model_id,
+            adapter_key=results.adapter.key,
+            adapter_sha256=results.adapter.sha256,
+            adapter_bytes=results.adapter.bytes,
+            created_at=now,
+        )
+    )
+    job.result_file_ids = [file.id for file in files]
+    job.fine_tuned_model = name
+    job.trained_tokens = results.trained_tokens
+    events.add(session, job, f"New fine-tuned model created: {name}", now=now)
+    job_states.move(session, job, JobStatus.SUCCEEDED, message="The job has successfully completed", now=now)
+    leases.release(session, job)
+
+
+def _result_file(job: Job, filename: str, stored: StoredObject, now: datetime) -> File:
+    return File(
+        id=new_id("file-"),
+        project_id=job.project_id,
+        filename=filename,
+        purpose="fine-tune-results",
+        status="processed",
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        storage_key=stored.key,
+        created_at=now,
+    )

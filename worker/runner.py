@@ -1,0 +1,233 @@
+"""One job on a slot: stage its files, have it trained, and bring it to its next state."""
+
+import asyncio
+import logging
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db.models import BaseModel, Job, JobStatus
+from app.db.queries import server_rows
+from app.resources import Resources
+from app.services import job_states, leases
+from app.services.leases import Lease, LeaseLost
+from worker import checkpoints, guarded, publish
+from worker.bases import Bases
+from worker.contract.errors import Blame, TrainError
+from worker.contract.events import Checkpoint, Evaluation, Failed, Finished, Ready, Start, Started, Step, Stop, Stopped
+from worker.contract.spec import BaseModelRef, TrainSpec
+from worker.log_tail import LogTail
+from worker.relay import Relay
+from worker.supervisor import Trainer
+
+_log = logging.getLogger(__name__)
+_TRANSIENT_RETRY = timedelta(seconds=30)
+
+
+class HoldsTrainer(Protocol):
+    """What a runner needs of its slot."""
+
+    async def trainer_for(self, base: BaseModelRef) -> Trainer: ...
+
+    async def end_trainer(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Crash:
+    """The run ended in a way that nobody planned; it is tried again from its last checkpoint."""
+
+    reason: str
+
+
+Outcome = Finished | Stopped | Failed | Crash
+
+
+class Runner:
+    """`revoked` is set when the lease is lost, `draining` when the worker is told to stop."""
+
+    def __init__(
+        self,
+        resources: Resources,
+        lease: Lease,
+        *,
+        slot: HoldsTrainer,
+        bases: Bases,
+        revoked: asyncio.Event,
+        draining: asyncio.Event,
+        work_directory: Path,
+    ) -> None:
+        self._resources = resources
+        self._settings = resources.settings
+        self._lease = lease
+        self._slot = slot
+        self._bases = bases
+        self._revoked = revoked
+        self._draining = draining
+        self._directory = work_directory
+        self._trainer_is_free = True
+
+    async def run(self, job: Job) -> None:
+        """Never raises for what may happen to one job: the slot goes on with the next."""
+        try:
+            await self._run(job)
+        except* LeaseLost:
+            _log.info("job %s: no longer ours", job.id)
+        except* TrainError as errors:
+            await self._settle(_first_train_error(errors))
+        except* (SQLAlchemyError, OSError, ValueError):
+            _log.exception("job %s: the run failed on this worker's side", job.id)
+            await self._settle(Crash("The worker failed outside of training"))
+        finally:
+            if not self._trainer_is_free:
+                await self._slot.end_trainer()
+            await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    async def _run(self, job: Job) -> None:
+        self._directory.mkdir(mode=0o700)
+        spec = TrainSpec.model_validate(job.spec)
+        start = await self._stage(job, spec)
+        trainer = await self._slot.trainer_for(spec.base)
+        log = LogTail(
+            self._resources, self._lease, trainer.log, self._directory / "log-segment", self._settings.max_log_bytes
+        )
+        os.truncate(trainer.log, 0)  # the trainer appends; what earlier jobs wrote is not this one's
+        relay = Relay(self._resources, self._lease, log)
+        relaying = asyncio.create_task(relay.run())
+        relaying.add_done_callback(lambda _: self._revoked.set())  # it ends only when cancelled, or the lease lost
+        stopping = [
+            asyncio.create_task(self._stop_when(self._revoked, trainer, start.run, checkpoint=False)),
+            asyncio.create_task(self._stop_when(self._draining, trainer, start.run, checkpoint=True)),
+        ]
+        try:
+            self._trainer_is_free = False
+            trainer.send(start)
+            outcome = await self._follow(trainer, start.run, relay)
+        finally:
+            lost = self._revoked.is_set()
+            await _cancelled(*stopping, relaying)
+        if lost:
+            raise LeaseLost(job.id)
+        if isinstance(outcome, Crash) and self._draining.is_set():
+            outcome = Stopped(run=start.run, step=0)  # killed for taking too long: it resumes from what it has saved
+        elif isinstance(outcome, Crash):
+            outcome = Crash(f"{outcome.reason} ({await self._slot.end_trainer()})")
+        await relay.drain()
+        await self._settle(outcome)
+
+    async def _stage(self, job: Job, spec: TrainSpec) -> Start:
+        """Everything the trainer needs, as files of this machine."""
+        assert job.dataset is not None
+        async with self._resources.read() as session:
+            query = server_rows(BaseModel).where(BaseModel.id == spec.base.id)
+            base = (await session.execute(query)).scalar_one()
+        base_directory = await self._bases.directory(base)
+        staged: dict[str, str] = {}
+        for part in ("training", "validation"):
+            if facts := job.dataset.get(part):
+                path = self._directory / f"{part}.tokens"
+                tokens: dict[str, Any] = facts["tokens"]
+                await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
+                staged[part] = str(path)
+        resume = await checkpoints.restore(self._resources, job.id, self._directory)
+        return Start(
+            run=f"{job.id}.{self._lease.fence}",
+            spec=spec,
+            base_directory=str(base_directory),
+            training_data=staged["training"],
+            validation_data=staged.get("validation"),
+            work_directory=str(self._directory),
+            resume_directory=str(resume) if resume else None,
+            card=_card(job),
+        )
+
+    async def _follow(self, trainer: Trainer, run: str, relay: Relay) -> Outcome:
+        """Take events until the run has ended; the trainer's own ticks are what proves that it moves."""
+        seconds = self._settings.progress_timeout_seconds
+        while True:
+            try:
+                async with asyncio.timeout(seconds):
+                    event = await trainer.next_event()
+            except TimeoutError:
+                return Crash(f"Training made no progress for {seconds:g} seconds")
+            if event is None:
+                return Crash("The training process ended unexpectedly")
+            if isinstance(event, Ready) or event.run != run:
+                continue
+            if isinstance(event, Finished | Stopped | Failed):
+                self._trainer_is_free = not (isinstance(event, Failed) and event.blame == Blame.INTERNAL)
+                return event
+            if isinstance(event, Started):
+                await relay.started(event)
+            elif isinstance(event, Evaluation | Step | Checkpoint):
+                relay.take(event)
+
+    async def _stop_when(self, signal: asyncio.Event, trainer: Trainer, run: str, *, checkpoint: bool) -> None:
+        """At the signal, ask the trainer to stop, and kill it when it has not within its grace."""
+        await signal.wait()
+        trainer.send(Stop(run=run, checkpoint=checkpoint))
+        await asyncio.sleep(self._settings.drain_seconds if checkpoint else self._settings.stop_grace_seconds)
+        trainer.kill()
+
+    async def _settle(self, outcome: "Outcome | TrainError") -> None:
+        """Bring the job to the state that follows from how its run ended."""
+        if isinstance(outcome, Failed):
+            outcome = TrainError(outcome.code, outcome.message, param=outcome.param, blame=outcome.blame)
+        with suppress(LeaseLost):
+            if isinstance(outcome, Finished):
+                directory = Path(outcome.directory)
+                await publish.succeed(self._resources, self._lease, adapter_directory=directory)
+            else:
+                change = partial(_record_end, outcome, self._settings.max_crashes)
+                await guarded.write(self._resources, self._lease, change)
+
+
+async def _record_end(
+    outcome: "Stopped | Crash | TrainError", max_crashes: int, session: AsyncSession, job: Job, now: datetime
+) -> None:
+    if isinstance(outcome, Stopped):
+        message = "Fine-tuning job interrupted because its worker is stopping; it will be resumed"
+        leases.hand_back(session, job, message=message, now=now)
+    elif isinstance(outcome, Crash):
+        leases.crashed(session, job, reason=outcome.reason, max_crashes=max_crashes, now=now)
+    elif outcome.blame == Blame.INTERNAL:
+        leases.crashed(session, job, reason=outcome.message, max_crashes=max_crashes, now=now)
+    elif outcome.blame == Blame.TRANSIENT:
+        job.not_before_at = now + _TRANSIENT_RETRY
+        leases.hand_back(session, job, message=outcome.message, now=now, level="warn")
+    else:
+        job.error = {"code": outcome.code, "message": outcome.message, "param": outcome.param}
+        job_states.move(session, job, JobStatus.FAILED, message=outcome.message, now=now, level="error")
+        leases.release(session, job)
+
+
+async def _cancelled(*tasks: asyncio.Task[None]) -> None:
+    """Cancel the tasks and wait for them; raises what ended one before."""
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+
+
+def _first_train_error(errors: ExceptionGroup[TrainError]) -> TrainError:
+    first = errors.exceptions[0]
+    return first if isinstance(first, TrainError) else _first_train_error(first)
+
+
+def _card(job: Job) -> dict[str, str]:
+    """Facts for the model card that only the control side knows."""
+    assert job.dataset is not None
+    card = {"job": job.id, "training file": job.training_file_id}
+    card["training data sha256"] = job.dataset["training"]["file_sha256"]
+    if job.validation_file_id and job.dataset.get("validation"):
+        card["validation file"] = job.validation_file_id
+        card["validation data sha256"] = job.dataset["validation"]["file_sha256"]
+    return card

@@ -1,0 +1,60 @@
+"""What any worker does beside its jobs: find those whose worker is gone, and give them back."""
+
+import asyncio
+import logging
+import time
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db.queries import database_now
+from app.resources import Resources
+from app.services import leases
+from worker.presence import Presence
+
+_log = logging.getLogger(__name__)
+_SWEEP_SECONDS = 1.0
+
+
+async def run(resources: Resources, presence: Presence) -> None:
+    ttl = resources.settings.lease_seconds
+    answered_at = time.monotonic()
+    patient_until = 0.0
+    while True:
+        try:
+            await recover_from_dead(resources, presence)
+            # After an outage the holders have been as cut off as this sweeper: let them renew first.
+            if time.monotonic() - answered_at > ttl / 3 + _SWEEP_SECONDS:
+                patient_until = time.monotonic() + ttl
+            answered_at = time.monotonic()
+            if answered_at >= patient_until:
+                await expire_silent(resources)
+        except (SQLAlchemyError, OSError):
+            _log.warning("the database does not answer; sweeping goes on when it does", exc_info=True)
+        await asyncio.sleep(_SWEEP_SECONDS)
+
+
+async def recover_from_dead(resources: Resources, presence: Presence) -> None:
+    """Take back at once the jobs of workers that are known to have died on this machine."""
+    async with resources.read() as session:
+        owners = await leases.owners(session)
+    for worker_id in presence.known_dead(owners):
+        async with resources.write() as session:
+            for job in await leases.held_by(session, worker_id):
+                await _crashed(resources, session, job, "The worker process died")
+        presence.forget(worker_id)
+
+
+async def expire_silent(resources: Resources) -> None:
+    """Take back the jobs of holders that have not renewed their lease in time, wherever they are."""
+    async with resources.read() as session:
+        if not await leases.expired(session):
+            return
+    async with resources.write() as session:
+        for job in await leases.expired(session):
+            await _crashed(resources, session, job, "The worker was silent for longer than its lease")
+
+
+async def _crashed(resources: Resources, session, job, reason: str) -> None:
+    _log.warning("job %s: %s", job.id, reason)
+    now = await database_now(session)
+    leases.crashed(session, job, reason=reason, max_crashes=resources.settings.max_crashes, now=now)

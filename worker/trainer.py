@@ -1,0 +1,230 @@
+"""The resident trainer: holds a base model, takes commands, carries out one run after another.
+
+`python -m worker.trainer --command-fd N --event-fd M`, started as the leader of its own session.
+Commands and events are JSON lines on the two inherited descriptors; stdout is not used and stderr is
+the log that a job's owner reads. Whoever started it must outlive it: at the end of the command
+stream, or when the parent dies, the trainer kills its process group.
+"""
+
+import argparse
+import ctypes
+import gc
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worker.contract.errors import Blame, TrainError
+from worker.contract.events import MAX_LINE_BYTES, Event, Failed, Finished, Ready, Start, Stop, Stopped, Tick, commands
+from worker.contract.spec import Execution
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from worker.engine.execution import Device, Dtype
+    from worker.engine.run import StopRequest
+
+log = logging.getLogger("worker.trainer")
+
+_PR_SET_PDEATHSIG = 1
+_MAX_MESSAGE_CHARACTERS = 4000
+
+
+def main() -> None:
+    die_with_parent()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--command-fd", type=int, required=True)
+    parser.add_argument("--event-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    logging.getLogger("worker").setLevel(logging.INFO)
+    # The reader comes first: imports take seconds, and the parent may go in that time.
+    inbox = Commands(arguments.command_fd)
+    inbox.start()
+    trainer = Trainer(inbox, EventWriter(arguments.event_fd).emit)
+    trainer.serve()
+
+
+def die_with_parent() -> None:
+    """Ask Linux for SIGKILL at the parent's death; the command stream's end is the other sign of it."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the request was made
+        kill_group()
+
+
+def kill_group() -> None:
+    """End this process and its children at once. Without a group of our own, only this process."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Commands(threading.Thread):
+    """Reads the command stream: starts are queued, stops are remembered until their run has ended."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(name="commands", daemon=True)
+        self.starts: queue.SimpleQueue[Start] = queue.SimpleQueue()
+        self._stops: dict[str, StopRequest] = {}
+        self._stream = os.fdopen(descriptor, "rb")
+
+    def run(self) -> None:
+        try:
+            while line := self._stream.readline(MAX_LINE_BYTES):
+                command = commands.validate_json(line)
+                if isinstance(command, Stop):
+                    self._remember(command)
+                else:
+                    self.forget(command.run)  # a stop of before was for an earlier run of that name
+                    self.starts.put(command)
+        except Exception:
+            log.exception("the trainer was sent a line that is not a command")
+        kill_group()
+
+    def stop_request(self, run: str) -> "StopRequest":
+        return self._stops.get(run)
+
+    def forget(self, run: str) -> None:
+        self._stops.pop(run, None)
+
+    def _remember(self, stop: Stop) -> None:
+        if self._stops.get(stop.run) != "now":  # which a later, milder stop does not take back
+            self._stops[stop.run] = "checkpoint" if stop.checkpoint else "now"
+
+
+class EventWriter:
+    """Writes whole lines to the event descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def emit(self, event: Event) -> None:
+        line = memoryview(event.model_dump_json().encode() + b"\n")
+        assert len(line) <= MAX_LINE_BYTES
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except BrokenPipeError:
+            kill_group()  # nobody reads: the parent is gone
+
+
+class Trainer:
+    """Carries out runs, one at a time, and keeps the base model between them."""
+
+    def __init__(self, inbox: Commands, emit: Callable[[Event], None]) -> None:
+        self._inbox = inbox
+        self._emit = emit
+        self._base: PreTrainedModel | None = None
+        self._base_key: tuple[str, ...] = ()
+
+    def serve(self) -> None:
+        """Import torch, say so, then work through the commands until the process is killed."""
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import torch
+
+        from worker.engine import execution, run  # noqa: F401 (imported before the first command)
+
+        torch.use_deterministic_algorithms(not torch.cuda.is_available())
+        # Deterministic mode would also fill every new tensor; we read none that we have not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        self._emit(Ready(device=execution.available_device()))
+        while True:
+            self._take(self._inbox.starts.get())
+
+    def _take(self, start: Start) -> None:
+        log.info("starting: base %s at %s, seed %d", start.spec.base.id, start.spec.base.revision, start.spec.seed)
+        try:
+            last = self._carry_out(start)
+        except TrainError as error:
+            log.info("failed: %s", error.message)
+            last = _failed(start, error)
+        except Exception as error:
+            log.exception("failed by an internal error")
+            self._forget_base()  # nobody knows what state it is in
+            last = _failed(start, _internal(error))
+        _free()
+        self._inbox.forget(start.run)
+        self._emit(last)
+
+    def _carry_out(self, start: Start) -> Finished | Stopped:
+        from worker.engine import execution
+        from worker.engine.run import Interrupted, carry_out
+
+        step, stated = _position(start)
+        threads = execution.num_threads(stated)
+        execution.apply_threads(threads)
+        device, dtype = execution.device_and_dtype(stated)
+
+        def stop_request() -> "StopRequest":
+            return self._inbox.stop_request(start.run)
+
+        def tick() -> None:
+            self._emit(Tick(run=start.run))
+            if stop_request() == "now":
+                raise Interrupted
+
+        try:
+            model = self._load_base(start, device, dtype, tick)
+        except Interrupted:
+            return Stopped(run=start.run, step=step)
+        chosen = stated or execution.choose(model, device, dtype, threads)
+        return carry_out(start, model, chosen, emit=self._emit, stop_request=stop_request)
+
+    def _load_base(self, start: Start, device: "Device", dtype: "Dtype", tick: Callable[[], None]) -> "PreTrainedModel":
+        from worker.engine import base_model
+
+        key = (start.spec.base.id, start.spec.base.revision, device, dtype)
+        if self._base is None or self._base_key != key:
+            self._forget_base()
+            log.info("loading the base model")
+            self._base = base_model.load(Path(start.base_directory), device=device, dtype=dtype, tick=tick)
+            self._base_key = key
+        return self._base
+
+    def _forget_base(self) -> None:
+        self._base, self._base_key = None, ()
+        _free()
+
+
+def _position(start: Start) -> tuple[int, Execution | None]:
+    """The step to go on from, and the execution that the spec states or, where it states none, the checkpoint."""
+    from worker.engine import checkpoint
+
+    if start.resume_directory is None:
+        return 0, start.spec.execution
+    state = checkpoint.read_state(Path(start.resume_directory))
+    return state.step, start.spec.execution or state.spec.execution
+
+
+def _failed(start: Start, error: TrainError) -> Failed:
+    message = error.message[:_MAX_MESSAGE_CHARACTERS]
+    return Failed(run=start.run, code=error.code, message=message, param=error.param, blame=error.blame)
+
+
+def _internal(error: Exception) -> TrainError:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return TrainError("out_of_memory", "The GPU ran out of memory.", blame=Blame.INTERNAL)
+    return TrainError("internal_error", "Training failed by an internal error.", blame=Blame.INTERNAL)
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Checks jobs' files before any GPU is used for them: claims, has a limited child prepare, records the verdict."""
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db.models import BaseModel, File, Job, JobStatus
+from app.db.queries import of_project, server_rows
+from app.queue.base import VALIDATION_POOL
+from app.resources import Resources
+from app.services import events, job_states, leases
+from app.services.leases import Lease, LeaseLost
+from app.storage import keys
+from app.storage.base import ObjectCorrupt, ObjectMissing
+from worker import guarded, workspace
+from worker.bases import Bases
+from worker.contract.errors import Blame, TrainError
+from worker.contract.prepare import (
+    REPORT_NAME,
+    DataLimits,
+    FileReport,
+    PrepareReport,
+    PrepareRequest,
+    ProcessLimits,
+)
+from worker.contract.spec import BaseModelRef, TrainSpec
+from worker.data import auto
+from worker.keeper import Keeper
+
+_log = logging.getLogger(__name__)
+_LOOK_SECONDS = 1.0
+_PARTS = ("training", "validation")
+
+
+async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases, draining: asyncio.Event) -> None:
+    """Validate one job after another until the worker drains."""
+    waiter = resources.queue.waiter(VALIDATION_POOL)
+    ttl = resources.settings.lease_seconds
+    try:
+        while not draining.is_set():
+            claimed = None
+            try:
+                async with resources.write() as session:
+                    claimed = await leases.claim(
+                        session, owner=owner, status=JobStatus.VALIDATING_FILES, ttl_seconds=ttl
+                    )
+            except (SQLAlchemyError, OSError):
+                _log.warning("the database does not answer; files are checked when it does", exc_info=True)
+            if claimed is None:
+                await waiter.wait(_LOOK_SECONDS)
+                continue
+            lease, job = claimed
+            with keeper.keep(lease) as revoked:
+                await _validate_until(resources, lease, job, bases=bases, revoked=revoked, draining=draining)
+    finally:
+        waiter.close()
+
+
+async def _validate_until(
+    resources: Resources,
+    lease: Lease,
+    job: Job,
+    *,
+    bases: Bases,
+    revoked: asyncio.Event,
+    draining: asyncio.Event,
+) -> None:
+    """Validate, but stop at once when the job is cancelled or the worker drains. Never raises for one job."""
+    work = asyncio.create_task(_validate(resources, lease, job, bases))
+    signals = [asyncio.create_task(revoked.wait()), asyncio.create_task(draining.wait())]
+    await asyncio.wait([work, *signals], return_when=asyncio.FIRST_COMPLETED)
+    for task in (work, *signals):
+        task.cancel()
+    await asyncio.gather(*signals, return_exceptions=True)
+    try:
+        await work
+    except asyncio.CancelledError:
+        await _settle(resources, lease, None)
+    except LeaseLost:
+        _log.info("job %s: no longer ours", job.id)
+    except TrainError as error:
+        await _settle(resources, lease, error)
+    except (SQLAlchemyError, OSError, ValueError) as error:
+        _log.exception("job %s: the files could not be checked", job.id)
+        crash = TrainError("internal_error", "The worker failed while checking the files", blame=Blame.INTERNAL)
+        crash.__cause__ = error
+        await _settle(resources, lease, crash)
+
+
+async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) -> None:
+    directory = workspace.of_lease(resources.settings, lease)
+    directory.mkdir(mode=0o700)
+    try:
+        async with resources.read() as session:
+            base = (await session.execute(server_rows(BaseModel).where(BaseModel.id == job.base_model_id))).scalar_one()
+        sources = await _stage(resources, job, directory)
+        max_sequence_tokens = min(resources.settings.max_sequence_tokens, base.context_tokens)
+        request = PrepareRequest(
+            base_directory=str(await bases.directory(base)),
+            training_file=str(directory / "training.jsonl"),
+            validation_file=str(directory / "validation.jsonl") if "validation" in sources else None,
+            output_directory=str(directory),
+            max_sequence_tokens=max_sequence_tokens,
+            rendering_date=job.created_at.date(),
+            data=DataLimits(max_rows=resources.settings.max_rows, max_line_bytes=resources.settings.max_line_bytes),
+            process=ProcessLimits(
+                memory_bytes=resources.settings.validation_memory_bytes,
+                cpu_seconds=max(1, int(resources.settings.validation_timeout_seconds)),
+            ),
+        )
+        report = await _prepare_in_child(request, directory, resources.settings.validation_timeout_seconds)
+        if report.error is not None:
+            raise TrainError(report.error.code, report.error.message, param=report.error.param)
+        dataset = {
+            part: await _store_tokens(resources, lease, facts, part, sources[part])
+            for part, facts in zip(_PARTS, (report.training, report.validation), strict=True)
+            if facts is not None
+        }
+        spec = _resolve(job, base, report, max_sequence_tokens)
+        await guarded.write(resources, lease, partial(_accept, spec, dataset))
+    finally:
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+async def _stage(resources: Resources, job: Job, directory: Path) -> dict[str, File]:
+    """Copy the job's files to this machine, verified; returns their rows by part."""
+    found: dict[str, File] = {}
+    for part, file_id in zip(_PARTS, (job.training_file_id, job.validation_file_id), strict=True):
+        if file_id is None:
+            continue
+        async with resources.read() as session:
+            file = await session.scalar(of_project(File, job.project_id).where(File.id == file_id))
+        code, param = f"invalid_{part}_file", f"{part}_file"
+        if file is None:
+            raise TrainError(code, f"The job failed because its {part} file {file_id} was deleted.", param=param)
+        try:
+            await resources.storage.get_file(file.storage_key, directory / f"{part}.jsonl", sha256=file.sha256)
+        except (ObjectMissing, ObjectCorrupt) as error:
+            message = f"The job failed because its {part} file {file_id} is damaged in storage. Upload it again."
+            raise TrainError("checksum_mismatch", message, param=param) from error
+        found[part] = file
+    return found
+
+
+async def _prepare_in_child(request: PrepareRequest, directory: Path, timeout_seconds: float) -> PrepareReport:
+    """Run the child under its limits and a deadline. Raises TrainError when it leaves no report."""
+    question = directory / "request.json"
+    question.write_text(request.model_dump_json(), encoding="utf-8")
+    with (directory / "prepare.log").open("wb") as log:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "worker.prepare", str(question)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ},
+            start_new_session=True,
+        )
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            code = await child.wait()
+    except TimeoutError as error:
+        message = f"The files could not be checked within {timeout_seconds:g} seconds."
+        raise TrainError("invalid_training_file", message, param="training_file") from error
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        await child.wait()
+    report = directory / REPORT_NAME
+    if report.exists():
+        return PrepareReport.model_validate_json(report.read_bytes())
+    tail = (directory / "prepare.log").read_text(encoding="utf-8", errors="replace")[-4000:]
+    _log.error("checking files ended with code %d and no report:\n%s", code, tail)
+    if code == -signal.SIGXCPU or "MemoryError" in tail:
+        message = "The files could not be checked within this server's limits of time and memory for it."
+        raise TrainError("invalid_training_file", message, param="training_file")
+    raise TrainError("internal_error", "The check of the files ended unexpectedly", blame=Blame.INTERNAL)
+
+
+async def _store_tokens(
+    resources: Resources, lease: Lease, report: FileReport, part: str, source: File
+) -> dict[str, Any]:
+    """Put a token file into storage and return what the job remembers of the dataset."""
+    assert report.tokens_path is not None
+    key = keys.job_object(lease.job_id, lease.fence, f"{part}.tokens")
+    stored = await resources.storage.put_file(key, Path(report.tokens_path))
+    counts = report.model_dump(exclude={"tokens_path", "errors", "num_errors"})
+    return {
+        **counts,
+        "file_sha256": source.sha256,
+        "tokens": {"key": stored.key, "sha256": stored.sha256},
+    }
+
+
+async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSession, job: Job, now: datetime) -> None:
+    job.spec = json.loads(spec.model_dump_json())
+    job.dataset = dataset
+    job.hyperparameters = {
+        "n_epochs": spec.n_epochs,
+        "batch_size": spec.batch_size,
+        "learning_rate_multiplier": spec.learning_rate_multiplier,
+    }
+    for part, counts in dataset.items():
+        for warning in _warnings(part, counts, spec.max_sequence_tokens):
+            events.add(session, job, warning, now=now, level="warn")
+    job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
+    job.crashes = 0
+    leases.release(session, job)
+
+
+def _warnings(part: str, counts: dict[str, Any], max_sequence_tokens: int) -> list[str]:
+    found: list[str] = []
+    if counts["truncated"]:
+        found.append(
+            f"{counts['truncated']} example(s) of the {part} file are longer than {max_sequence_tokens} tokens "
+            "and were cut at the end"
+        )
+    if counts["skipped"]:
+        found.append(
+            f"{counts['skipped']} example(s) of the {part} file were left out: cut at {max_sequence_tokens} tokens "
+            "they hold no token to train on"
+        )
+    if counts["special_strings_in_content"]:
+        found.append(
+            f"{counts['special_strings_in_content']} special token string(s) inside the {part} file's messages "
+            "were encoded as ordinary text"
+        )
+    return found
+
+
+async def _settle(resources: Resources, lease: Lease, error: TrainError | None) -> None:
+    with suppress(LeaseLost):
+        await guarded.write(resources, lease, partial(_record_end, error, resources.settings.max_crashes))
+
+
+async def _record_end(
+    error: TrainError | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
+) -> None:
+    if error is None:
+        leases.release(session, job)
+    elif error.blame == Blame.USER:
+        job.error = {"code": error.code, "message": error.message, "param": error.param}
+        job_states.move(session, job, JobStatus.FAILED, message=error.message, now=now, level="error")
+        leases.release(session, job)
+    else:
+        leases.crashed(session, job, reason=error.message, max_crashes=max_crashes, now=now)
+
+
+def _resolve(job: Job, base: BaseModel, report: PrepareReport, max_sequence_tokens: int) -> TrainSpec:
+    counts = report.training.model_dump(include=set(auto.DatasetCounts.model_fields))
+    return auto.build_spec(
+        auto.Requested.model_validate(job.hyperparameters),
+        auto.DatasetCounts.model_validate(counts),
+        base=BaseModelRef(id=base.id, revision=base.revision),
+        num_parameters=base.num_parameters,
+        seed=job.seed,
+        max_sequence_tokens=max_sequence_tokens,
+    )

@@ -1,6 +1,7 @@
 """Fixtures that many tests share: a real server on a free port, a project of one's own, the official client."""
 
 import asyncio
+import shutil
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -50,11 +51,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     yield from serve(settings)
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("database") / "hone.db"
+    migrations.upgrade(f"sqlite+aiosqlite:///{path}")
+    return path
+
+
 @pytest.fixture
-async def resources(tmp_path: Path) -> AsyncIterator[Resources]:
+async def resources(tmp_path: Path, empty_database: Path) -> AsyncIterator[Resources]:
     """An empty database and storage, without a server."""
     settings = Settings(data_directory=tmp_path / "data")
-    migrations.upgrade(settings.resolved_database_url)
+    settings.data.mkdir()
+    shutil.copy(empty_database, settings.data / "hone.db")
     async with open_resources(settings) as opened:
         yield opened
 

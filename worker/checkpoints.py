@@ -80,8 +80,8 @@ async def _register(
     if checkpoint is None:
         checkpoint = await _new_checkpoint(session, job, step, now)
     else:  # this run went back behind a damaged checkpoint, and has made it anew
-        after_commit.delete_object(session, checkpoint.adapter_key)
-        after_commit.delete_object(session, checkpoint.state_key)
+        for old in {checkpoint.adapter_key, checkpoint.state_key} - {adapter.key, state.key}:
+            after_commit.delete_object(session, old)
     checkpoint.metrics = figures
     checkpoint.adapter_key, checkpoint.adapter_sha256, checkpoint.adapter_bytes = (
         adapter.key,

@@ -35,7 +35,7 @@ class Relay:
 
     def __init__(self, resources: Resources, lease: Lease, log: LogTail) -> None:
         self._resources = resources
-        self._lease = lease
+        self.lease = lease
         self._log_tail = log
         self._evaluations: list[Evaluation] = []
         self._pending: list[StepRecord] = []
@@ -44,7 +44,7 @@ class Relay:
 
     async def started(self, event: Started) -> None:
         """Store how the run is carried out before its first step, so that a resumed run repeats it exactly."""
-        await guarded.write(self._resources, self._lease, partial(_record_start, event))
+        await guarded.write(self._resources, self.lease, partial(_record_start, event))
 
     def take(self, event: Evaluation | Step | Checkpoint) -> None:
         if isinstance(event, Evaluation):  # the evaluations made after a step come before its own event
@@ -87,7 +87,7 @@ class Relay:
 
     async def _save(self, event: Checkpoint) -> None:
         await self._flush()  # a resumed run repeats only later steps: these must be on record first
-        await checkpoints.save(self._resources, self._lease, step=event.step, directory=Path(event.directory))
+        await checkpoints.save(self._resources, self.lease, step=event.step, directory=Path(event.directory))
 
     async def _store_log(self) -> None:
         while True:
@@ -98,13 +98,13 @@ class Relay:
         try:
             await self._log_tail.flush(final=final)
         except OSError:  # a full disk must not end a run for the sake of its log
-            _log.warning("a log segment of job %s could not be stored", self._lease.job_id, exc_info=True)
+            _log.warning("a log segment of job %s could not be stored", self.lease.job_id, exc_info=True)
 
     async def _flush(self) -> None:
         async with self._writing:
             while self._pending:
                 records = self._pending[:_MOST_AT_ONCE]
-                await guarded.write(self._resources, self._lease, partial(_write_records, records))
+                await guarded.write(self._resources, self.lease, partial(_write_records, records))
                 del self._pending[: len(records)]
 
 

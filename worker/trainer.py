@@ -161,8 +161,8 @@ class Trainer:
 
         step, stated = _position(start)
         threads = execution.num_threads(stated)
-        execution.apply_threads(threads)
         device, dtype = execution.device_and_dtype(stated)
+        execution.apply(dtype, threads)
 
         def stop_request() -> "StopRequest":
             return self._inbox.stop_request(start.run)

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
+from pydantic import Field
 
 from app.api import downloads, errors
-from app.api.deps import AUTHENTICATED, After, Caller, Limit, Opened, ReadSession
+from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession
 from app.api.times import unix
 from app.db.models import Checkpoint
 from app.schemas.jobs import CheckpointList, CheckpointMetrics, CheckpointRead
@@ -26,7 +27,7 @@ async def list_fine_tuning_checkpoints(
     principal: Caller,
     session: ReadSession,
     after: After = None,
-    limit: Annotated[Limit, Query(ge=1, le=100)] = 10,
+    limit: Annotated[int, Field(ge=1, le=100), PLAIN_INTEGER] = 10,
 ) -> CheckpointList:
     """List a job's checkpoints, newest first."""
     page = await checkpoints.search(session, principal, job_id=fine_tuning_job_id, after=after, limit=limit)

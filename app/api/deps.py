@@ -75,7 +75,7 @@ def _plain_integer(value: object) -> object:
     return value
 
 
-Limit = Annotated[int, BeforeValidator(_plain_integer)]
+PLAIN_INTEGER = BeforeValidator(_plain_integer)
 After = Annotated[str | None, Query(description="The id of the last item of the page before.")]
 
 AUTHENTICATED = [Depends(authenticate), Depends(no_repeated_parameters)]

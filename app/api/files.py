@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
+from pydantic import Field
 
 from app.api import downloads, errors, multipart
-from app.api.deps import AUTHENTICATED, After, Caller, Limit, Opened, ReadSession, WriteSession
+from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.models import File
 from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
@@ -51,7 +52,7 @@ async def list_files(
     principal: Caller,
     session: ReadSession,
     after: After = None,
-    limit: Annotated[Limit, Query(ge=1, le=10000)] = 10000,
+    limit: Annotated[int, Field(ge=1, le=10000), PLAIN_INTEGER] = 10000,
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> FileList:

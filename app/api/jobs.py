@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
+from pydantic import Field
 
 from app.api import errors
-from app.api.deps import AUTHENTICATED, After, Caller, Limit, ReadSession, WriteSession
+from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.models import Event, Job, JobStatus
 from app.errors import InvalidRequest
@@ -55,7 +56,7 @@ async def list_fine_tuning_jobs(
     principal: Caller,
     session: ReadSession,
     after: After = None,
-    limit: Annotated[Limit, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Field(ge=1, le=100), PLAIN_INTEGER] = 20,
 ) -> JobList:
     """List the project's jobs, newest first."""
     metadata = _metadata_filter(request)
@@ -80,7 +81,7 @@ async def list_fine_tuning_events(
     principal: Caller,
     session: ReadSession,
     after: After = None,
-    limit: Annotated[Limit, Query(ge=1, le=1000)] = 20,
+    limit: Annotated[int, Field(ge=1, le=1000), PLAIN_INTEGER] = 20,
 ) -> EventList:
     """List a job's events, newest first."""
     page = await jobs.list_events(session, principal, job_id=fine_tuning_job_id, after=after, limit=limit)

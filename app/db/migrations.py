@@ -26,7 +26,7 @@ def upgrade(url: str) -> None:
     engine = _engine(url)
     try:
         with _lock(engine) as connection:
-            config = _config()
+            config = alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             connection.commit()
@@ -44,7 +44,7 @@ def require_current(url: str) -> None:
             current = MigrationContext.configure(connection).get_current_revision()
     finally:
         engine.dispose()
-    newest = ScriptDirectory.from_config(_config()).get_current_head()
+    newest = ScriptDirectory.from_config(alembic_config()).get_current_head()
     if current != newest:
         raise OldSchema(
             f"The database is at schema {current or 'none'}, this version of Hone needs {newest}. "
@@ -57,7 +57,7 @@ def synchronous_url(url: str) -> str:
     return url.replace("sqlite+aiosqlite:", "sqlite:").replace("postgresql+asyncpg:", "postgresql+psycopg:")
 
 
-def _config() -> Config:
+def alembic_config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     return config

@@ -18,7 +18,7 @@ def _digits(value: object) -> object:
 
 class ExpiresAfter(Wire):
     anchor: Literal["created_at"]
-    seconds: Annotated[int, BeforeValidator(_digits), Field(ge=3600, le=2592000)]
+    seconds: Annotated[int, Field(ge=3600, le=2592000), BeforeValidator(_digits)]
 
 
 class FileCreate(Wire):

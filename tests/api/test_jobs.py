@@ -1,10 +1,14 @@
 """/v1/fine_tuning/jobs through the official client."""
 
+import httpx
 import pytest
 from openai import BadRequestError, NotFoundError
+from starlette.types import Message, Receive, Scope, Send
 
 from app.db.models import Job, JobStatus
 from app.db.queries import scoped
+from app.main import create_app
+from app.resources import Resources
 from tests import factories
 from tests.conftest import Tenant
 
@@ -42,16 +46,30 @@ async def test_create_answers_as_openai_does(tenant: Tenant) -> None:
     assert all((event.level, event.type, event.data) == ("info", "message", {}) for event in events)
 
 
-async def test_the_row_is_committed_before_the_answer_arrives(tenant: Tenant) -> None:
-    training = await factories.file(tenant.resources, tenant.principal)
-    for _ in range(5):
-        job = await tenant.client.fine_tuning.jobs.create(model=factories.BASE_MODEL, training_file=training.id)
-        async with tenant.resources.read() as session:  # another connection than the server's
-            assert await session.scalar(scoped(Job, tenant.principal).where(Job.id == job.id)) is not None
-        await tenant.client.fine_tuning.jobs.cancel(job.id)
-        async with tenant.resources.read() as session:
-            row = (await session.scalars(scoped(Job, tenant.principal).where(Job.id == job.id))).one()
-            assert row.status == JobStatus.CANCELLED
+async def test_the_row_is_committed_before_the_answer_leaves(resources: Resources) -> None:
+    principal, key = await factories.project(resources)
+    await factories.base_model(resources)
+    training = await factories.file(resources, principal)
+    app = create_app(resources)
+    seen: list[JobStatus] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        async def look_then_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                async with resources.read() as session:  # another connection than the route's
+                    seen.extend(job.status for job in await session.scalars(scoped(Job, principal)))
+            await send(message)
+
+        await app(scope, receive, look_then_send)
+
+    headers = {"Authorization": f"Bearer {key}"}
+    transport = httpx.ASGITransport(watched)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as http:
+        body = {"model": factories.BASE_MODEL, "training_file": training.id}
+        job = (await http.post("/v1/fine_tuning/jobs", json=body)).json()
+        assert seen == [JobStatus.VALIDATING_FILES]
+        await http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+        assert seen == [JobStatus.VALIDATING_FILES, JobStatus.CANCELLED]
 
 
 async def test_older_clients_give_hyperparameters_at_the_top(tenant: Tenant) -> None:

@@ -21,7 +21,6 @@ from worker.engine import adapters, checkpoint, sft
 from worker.engine.packing import pack
 from worker.engine.run import StopRequest, carry_out
 
-
 # PEFT asks transformers under a name that it has since changed.
 plain_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

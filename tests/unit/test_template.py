@@ -32,6 +32,7 @@ def load(directory: Path) -> ChatTemplate:
         ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
         ("{% set ns = namespace(n=1) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}", "2"),
         ("{{ dict(a=1) | tojson }}{{ dict.fromkeys(['x'], 0) | tojson }}", '{"a": 1}{"x": 0}'),
+        ("a\n    {% if true %}b{% endif %}\nc", "a\nbc"),
         ("{% if tools is none %}\n    none\n{% endif %}", "    none\n"),
         ("{{ eos_token }}|{{ documents }}|{{ add_generation_prompt }}", "|None|False"),
         ("{% generation %}x{% endgeneration %}", "x"),

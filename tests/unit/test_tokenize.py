@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.unit.chat_bases import LLAMA_SPECIAL, SPECIAL, TOOLS, write_base
 from worker.contract.formats import Fault, FormatError, parse_row
@@ -184,10 +184,32 @@ def test_a_conversation_may_begin_with_the_assistant(base_of: BaseOf, style: str
     assert turns[0] in ("It is Paris.<|im_end|>", "It is Paris.<|eot_id|>")
 
 
-def test_the_newline_before_an_answer_is_not_trained(base_of: BaseOf) -> None:
-    # Llama's post-processing trims offsets, which moves the header's newlines to where the answer begins.
-    base = base_of("llama")
-    assert base.turns(base.one({"messages": [USER, {"role": "assistant", "content": "A"}]})) == ["A<|eot_id|>"]
+def test_a_space_before_an_answer_is_not_trained(tmp_path: Path) -> None:
+    # Llama's post-processor trims offsets, which would move the header's space to where the answer begins.
+    base = Base(tmp_path, "llama")
+    source = "{% for m in messages %}{{ m.role + ': ' + m.content + '<|eot_id|>' }}{% endfor %}"
+    source += "{% if add_generation_prompt %}assistant: {% endif %}"
+    (base.directory / "chat_template.jinja").write_text(source)
+    base.rows = RowTokenizer(base.directory, TODAY)
+    example = base.one({"messages": [USER, {"role": "assistant", "content": " It is."}]})
+    assert base.turns(example) == [" It is.<|eot_id|>"]
+
+
+def test_unknown_characters_are_not_taken_for_special_strings(tmp_path: Path) -> None:
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((character, -1.0) for character in "\u2581abc</s>")]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"unk_token": "<unk>", "eos_token": "</s>"}')
+    rows = [parse_row({"prompt": prompt, "completion": "abc"}) for prompt in ("a?<unk", "a?<unk>", "a </s>")]
+    plain, unknown, end = RowTokenizer(tmp_path, TODAY).tokenize(rows, max_sequence_tokens=99)
+    assert isinstance(plain, Example)
+    assert plain.tokens.count(0) > 0
+    for example in (unknown, end):
+        # A Unigram model knows these strings as ordinary pieces too, so that they cannot be told apart.
+        assert isinstance(example, FormatError)
+        assert "cannot encode as text" in example.what
 
 
 def test_a_token_of_header_and_answer_is_trained(base_of: BaseOf) -> None:

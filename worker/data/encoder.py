@@ -53,7 +53,7 @@ class Encoder:
         self.eos_id = self._id(named.get("eos_token"))
         self.bos_id = self._id(named.get("bos_token")) if _adds_bos(self._directory, self._tokenizer, named) else None
         # Post-processing adds special tokens, and in ByteLevel tokenizers it cuts spaces off the offsets,
-        # so that a newline before an answer would seem to be part of the answer.
+        # so that a space before an answer would seem to stand where the answer begins.
         self._tokenizer.post_processor = None
         self._with_aliases: Tokenizer | None = None
         self._aliases: dict[str, str] = {}
@@ -84,7 +84,8 @@ class Encoder:
             origins += range(place, end)
         origins.append(len(text))
         encoded = _encoded(tokenizer.encode("".join(pieces), add_special_tokens=False))
-        if not self._special_tokens.keys().isdisjoint(encoded.ids):
+        users = {text[start:end] for start, end in user_spans}
+        if any(token.content in users and id_ in encoded.ids for id_, token in self._special_tokens.items()):
             raise FormatError("has a special-token string which the base model's tokenizer cannot encode as text")
         ids = [self._real_ids.get(id_, id_) for id_ in encoded.ids]
         return Encoded(ids, np.array(origins, dtype=np.int64)[encoded.offsets])

@@ -42,9 +42,12 @@ def num_threads(stated: Execution | None) -> int:
     return int(os.environ.get("HONE_TRAINER_THREADS") or torch.get_num_threads())
 
 
-def apply_threads(threads: int) -> None:
+def apply(dtype: Dtype, threads: int) -> None:
+    """Set the process up for a run."""
     # Sums split over threads in another way round in another way, so this is part of a run's identity.
     torch.set_num_threads(threads)
+    # On CUDA: beside a narrow base, the float32 adapter's products may use TF32; in a float32 run nothing may.
+    torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
 
 
 def choose(model: PreTrainedModel, device: Device, dtype: Dtype, threads: int) -> Execution:

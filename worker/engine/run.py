@@ -208,6 +208,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of the step just taken."""
+        self._emit(Tick(run=self._start.run))
         directory = Path(self._start.work_directory) / "checkpoints" / f"step-{self.state.step:06d}"
         checkpoint.save(directory, self._adapter, self._optimizer, self.state)
         self._saved_step = self.state.step

@@ -1,0 +1,44 @@
+# Everything is done from here; each target installs what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo serve test check format bench openapi clean
+
+setup: .venv/.complete
+
+# PyTorch comes first and alone: on a machine without a GPU, whoever prefers a small CPU build
+# installs it into .venv beforehand, and it is kept.
+.venv/.complete: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Hone needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "Python has no venv module here: install it (Debian: python3-venv)."; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[worker,demo,dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python examples/demo.py
+
+serve: setup
+	$(BIN)/hone serve
+
+test: setup
+	$(BIN)/python -m pytest
+
+# Exactly what CI runs; ends with the tests.
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pyright
+	$(MAKE) --no-print-directory test
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+openapi: setup
+	$(BIN)/python -m app.openapi
+	$(BIN)/python -m app.settings_page
+
+clean:
+	rm -rf .venv .hone

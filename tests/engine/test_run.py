@@ -81,10 +81,10 @@ def test_events_come_in_order(whole: list[Event]) -> None:
 
     assert [name(event) for event in whole] == [
         "started",
-        *("step 1", "step 2", "step 3", "valid 3", "step 4", "checkpoint 4", "step 5"),
-        *("step 6", "valid 6", "full_valid 6", "checkpoint 6"),
-        *("step 7", "step 8", "checkpoint 8", "step 9", "valid 9", "step 10", "step 11"),
-        *("step 12", "valid 12", "full_valid 12", "checkpoint 12", "finished 12"),
+        *("step 1", "step 2", "valid 3", "step 3", "step 4", "checkpoint 4", "step 5"),
+        *("valid 6", "full_valid 6", "step 6", "checkpoint 6"),
+        *("step 7", "step 8", "checkpoint 8", "valid 9", "step 9", "step 10", "step 11"),
+        *("valid 12", "full_valid 12", "step 12", "checkpoint 12", "finished 12"),
     ]
     assert [event.epoch_end for event in whole if isinstance(event, Checkpoint)] == [False, True, False, True]
     started = whole[0]

@@ -1,6 +1,6 @@
 """One adapter's whole life on a resident base: prepare, step, evaluate, save, finish.
 
-The order of events at a step is Step, Evaluation(s), Checkpoint; after the last step's, Finished.
+The order of events at a step is Evaluation(s), Step, Checkpoint; after the last step's, Finished.
 """
 
 import logging
@@ -147,8 +147,9 @@ class Run:
             while self.state.step < self._plan.total_steps:
                 if self._stop_request() == "checkpoint" and self.state.step == self._saved_step:
                     return self._stopped()
-                self.step()
+                step = self.step()
                 self.evaluate_if_due()
+                self._emit(step)  # after its evaluations, so that whoever reads knows all of the step at once
                 stopping = self._stop_request() == "checkpoint"
                 if stopping or self._checkpoint_is_due():
                     self.save()
@@ -158,7 +159,7 @@ class Run:
         except Interrupted:
             return self._stopped()
 
-    def step(self) -> None:
+    def step(self) -> Step:
         """One optimizer step over `batch_size` examples, however many micro-batches they take."""
         began = time.monotonic()
         number = self.state.step + 1
@@ -180,19 +181,17 @@ class Run:
                 "train_loss": sums.mean_loss,
             }
         )
-        self._emit(
-            Step(
-                run=self._start.run,
-                step=number,
-                epoch=self._plan.epoch(number),
-                loss=sums.mean_loss,
-                token_accuracy=sums.token_accuracy,
-                learning_rate=rate,
-                gradient_norm=norm,
-                tokens=sums.tokens,
-                trained_tokens=sums.trained_tokens,
-                seconds=time.monotonic() - began,
-            )
+        return Step(
+            run=self._start.run,
+            step=number,
+            epoch=self._plan.epoch(number),
+            loss=sums.mean_loss,
+            token_accuracy=sums.token_accuracy,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens=sums.tokens,
+            trained_tokens=sums.trained_tokens,
+            seconds=time.monotonic() - began,
         )
 
     def evaluate_if_due(self) -> None:

@@ -128,7 +128,8 @@ class Trainer:
     def serve(self) -> None:
         """Import torch, say so, then work through the commands until the process is killed."""
         os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # Threads that wait for each other by spinning took two to three times as long on a shared machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         from worker.engine import execution, run  # noqa: F401 (imported before the first command)
@@ -145,7 +146,7 @@ class Trainer:
         try:
             last = self._carry_out(start)
         except TrainError as error:
-            log.info("failed: %s", error.message)
+            log.info("failed: %s", error.message, exc_info=error.__cause__)  # the cause may name paths: log only
             last = _failed(start, error)
         except Exception as error:
             log.exception("failed by an internal error")

@@ -93,5 +93,5 @@ def test_weights_of_another_rank_are_refused(base: PreTrainedModel, tmp_path: Pa
 
 def test_other_targets_are_refused(base: PreTrainedModel) -> None:
     with pytest.raises(TrainError) as caught:
-        adapters.attach(base, LoraSettings(target_modules="q_proj"), seed=1)
+        adapters.attach(base, LoraSettings(target_modules=("q_proj",)), seed=1)
     assert caught.value.param == "lora.target_modules"

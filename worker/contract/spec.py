@@ -23,10 +23,14 @@ class BaseModelRef(Frozen):
 
 
 class LoraSettings(Frozen):
+    """`target_modules` are the last parts of module names (q_proj); "all-linear" is every linear layer but the head."""
+
     rank: int = Field(default=16, ge=1, le=512)
     alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: str = "all-linear"
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    rslora: bool = False  # scale by alpha / sqrt(rank), arXiv:2312.03732
+    dora: bool = False  # weight-decomposed, arXiv:2402.09353
 
 
 class OptimizerSettings(Frozen):
@@ -42,32 +46,58 @@ class OptimizerSettings(Frozen):
     max_gradient_norm: float = Field(default=1.0, gt=0)
 
 
+class DpoSettings(Frozen):
+    """Direct preference optimization: the sigmoid loss of arXiv:2305.18290, or IPO's of arXiv:2310.12036.
+
+    `label_smoothing` is the assumed share of swapped labels (conservative DPO), for the sigmoid loss.
+    """
+
+    beta: float = Field(default=0.1, gt=0, le=2)
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+
+
 class Execution(Frozen):
     """How a machine carries a run out. Chosen by the trainer before the first step, then stored with the job.
 
-    `token_budget` is the most tokens in one micro-batch; `num_threads` counts CPU threads.
+    `token_budget` is the most tokens in one micro-batch; `num_threads` counts CPU threads;
+    `gradient_checkpointing` computes activations twice instead of keeping them.
     """
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16", "float16"]
     token_budget: int = Field(ge=1)
     num_threads: int = Field(ge=1)
+    gradient_checkpointing: bool = False
 
 
 class TrainSpec(Frozen):
-    """One supervised LoRA run. `batch_size` is examples per optimizer step, as at OpenAI."""
+    """One LoRA run. `batch_size` is examples (for DPO: pairs) per optimizer step, as at OpenAI.
+
+    `quantization` holds the base in 4-bit NormalFloat with double quantization (QLoRA, arXiv:2305.14314).
+    `initial_adapter` names the fine-tuned model or checkpoint that the run continues from.
+    `early_stopping_patience` ends the run after that many evaluations in a row without a lower validation
+    loss; `keep_best` makes the adapter with the lowest one the result. `neftune_noise_alpha` is the noise on
+    embeddings of arXiv:2310.05914; 0 is none.
+    """
 
     version: Literal[1] = SPEC_VERSION
-    method: Literal["supervised"] = "supervised"
+    method: Literal["supervised", "dpo"] = "supervised"
     base: BaseModelRef
+    quantization: Literal["nf4"] | None = None
+    initial_adapter: str | None = None
     seed: int = Field(ge=0, le=2**31 - 1)
     n_epochs: int = Field(ge=1, le=50)
     batch_size: int = Field(ge=1, le=256)
     learning_rate_multiplier: float = Field(gt=0)
     max_sequence_tokens: int = Field(ge=1)
     lora: LoraSettings = LoraSettings()
+    dpo: DpoSettings | None = None
     optimizer: OptimizerSettings
     eval_interval_steps: int = Field(ge=1)
     eval_examples: int = Field(default=32, ge=1)
     checkpoint_interval_steps: int = Field(ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    keep_best: bool = False
+    neftune_noise_alpha: float = Field(default=0.0, ge=0)
     execution: Execution | None = None

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 (fields carry shape suffixes)
 """Packed causal attention: the documents of one row, each attending only to itself.
 
 Registered with transformers under the name PACKED. The bounds of the documents travel as an

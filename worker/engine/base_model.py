@@ -46,7 +46,7 @@ def load(directory: Path, *, device: Device, dtype: Dtype, tick: Callable[[], No
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise TrainError(
-            "base_model_unreadable", f"The base model could not be loaded: {error}", param="model", blame=Blame.INTERNAL
+            "base_model_unreadable", "The base model could not be loaded.", param="model", blame=Blame.INTERNAL
         ) from error
     finally:
         transformers_logging.set_tqdm_hook(previous)

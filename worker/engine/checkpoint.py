@@ -5,10 +5,10 @@ follow from the step number, and all randomness from (seed, step), so neither is
 the next step is, to notice a version of this code that would derive another one.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -21,14 +21,13 @@ from worker.contract.spec import TrainSpec
 from worker.engine import adapters
 from worker.engine.seeds import step_seed
 
-STATE_VERSION = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class State(BaseModel):
     """Where a run stands after `step` steps. `spec` holds the execution that was really used."""
 
-    version: int = STATE_VERSION
+    version: Literal[1] = 1
     spec: TrainSpec
     step: int
     data: str  # fingerprint of the training examples
@@ -65,12 +64,9 @@ def publish(partial: Path, directory: Path) -> None:
 def read_state(directory: Path) -> State:
     """TrainError if the directory is not a checkpoint that this version can read."""
     try:
-        text = (directory / "state" / "state.json").read_text()
-        if json.loads(text).get("version") != STATE_VERSION:
-            raise _unreadable("it was written by another version")
-        return State.model_validate_json(text)
-    except (OSError, ValueError, ValidationError) as error:
-        raise _unreadable(str(error)) from error
+        return State.model_validate_json((directory / "state" / "state.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _unreadable() from error
 
 
 def check(state: State, spec: TrainSpec, data: str) -> None:
@@ -102,7 +98,7 @@ def restore(directory: Path, adapter: PeftModel, optimizer: torch.optim.AdamW, s
                 **{moment: moments[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS},
             }
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise _unreadable(str(error)) from error
+        raise _unreadable() from error
 
 
 def _moments(adapter: PeftModel, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
@@ -113,8 +109,8 @@ def _moments(adapter: PeftModel, optimizer: torch.optim.AdamW) -> dict[str, torc
     }
 
 
-def _unreadable(why: str) -> TrainError:
-    return TrainError("checkpoint_unreadable", f"The checkpoint cannot be read: {why}", blame=Blame.INTERNAL)
+def _unreadable() -> TrainError:
+    return TrainError("checkpoint_unreadable", "The checkpoint cannot be read.", blame=Blame.INTERNAL)
 
 
 def _sync(path: Path) -> None:

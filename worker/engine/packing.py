@@ -1,4 +1,3 @@
-# ruff: noqa: N815 (fields carry shape suffixes)
 """Packing: several examples in one row, first-fit-decreasing, each with its own positions.
 
 Shapes: T tokens of a micro-batch, N trained positions, D documents (examples).

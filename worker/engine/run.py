@@ -67,7 +67,9 @@ def load_data(path: str, model: PreTrainedModel, start: Start, *, param: str) ->
     try:
         data = TokenFile.load(path)
     except TokenFileError as error:
-        raise TrainError("invalid_token_file", str(error), param=param, blame=Blame.INTERNAL) from error
+        raise TrainError(
+            "invalid_token_file", "The examples could not be read.", param=param, blame=Blame.INTERNAL
+        ) from error
     batches.check_data(
         data,
         vocab_size=model.get_input_embeddings().num_embeddings,  # pyright: ignore[reportArgumentType]

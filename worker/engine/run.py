@@ -19,6 +19,7 @@ from worker.contract.spec import Execution
 from worker.data.token_file import TokenFile, TokenFileError
 from worker.engine import adapters, batches, checkpoint, optim, sft
 from worker.engine.export import export
+from worker.engine.noise import neftune
 from worker.engine.packing import pack
 from worker.engine.seeds import seed_step, step_seed
 from worker.engine.sft import Sums
@@ -168,7 +169,8 @@ class Run:
         sums = Sums()
         for rows in batches.micro_batches(self._training, self._plan.rows(number), self._execution.token_budget):
             self._between_micro_batches()
-            sums += sft.train(self._model, pack(self._training, rows))
+            noise = neftune(self._spec.neftune_noise_alpha, self._spec.seed, number, rows)
+            sums += sft.train(self._model, pack(self._training, rows, noise))
         if not math.isfinite(sums.loss):
             raise optim.non_finite(number, "loss")
         rate = optim.learning_rate(self._spec.optimizer, number, self._plan.total_steps)

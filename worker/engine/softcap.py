@@ -4,8 +4,8 @@ No fused kernel of torch takes a softcap without compiling, so this is the plain
 by block of queries and computes each block again in the backward pass: what is kept is linear in the
 document's length, and what is held at a time is one block's scores.
 
-Shapes: A query heads, K key/value heads, G = A / K, L tokens of a document, Q queries of a block,
-S keys that the block can see, E head size.
+Shapes: A query heads, K key/value heads, L queries of a document, S keys that they or a block of them can
+see, Q queries of a block, G = A / K, E head size.
 """
 
 import torch
@@ -18,24 +18,25 @@ _BLOCK_QUERIES = 512
 
 def softcapped_attention(
     query_ALE: torch.Tensor,
-    key_KLE: torch.Tensor,
-    value_KLE: torch.Tensor,
+    key_KSE: torch.Tensor,
+    value_KSE: torch.Tensor,
     *,
     scaling: float,
     softcap: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Attention of one document, [A, L, E]; the window counts the token itself."""
+    """Attention of one document, [A, L, E]. Its queries are the last L of S positions; the window counts the token."""
     length = query_ALE.shape[1]
+    before = key_KSE.shape[1] - length
     outs = []
     for first in range(0, length, _BLOCK_QUERIES):
-        end = min(first + _BLOCK_QUERIES, length)
-        oldest = 0 if sliding_window is None else max(0, first - sliding_window + 1)
+        last = min(first + _BLOCK_QUERIES, length)
+        oldest = 0 if sliding_window is None else max(0, before + first - sliding_window + 1)
         out_AQE = checkpoint(
             _block,
-            query_ALE[:, first:end],
-            key_KLE[:, oldest:end],
-            value_KLE[:, oldest:end],
+            query_ALE[:, first:last],
+            key_KSE[:, oldest : before + last],
+            value_KSE[:, oldest : before + last],
             scaling,
             softcap,
             sliding_window,

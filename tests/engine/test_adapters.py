@@ -103,7 +103,7 @@ def test_only_the_named_layers_get_an_adapter(base: PreTrainedModel) -> None:
 def test_layers_that_the_base_does_not_have_are_refused_by_name(base: PreTrainedModel, unknown: str) -> None:
     with pytest.raises(TrainError, match=f"no linear layers named {unknown};.*up_proj, v_proj") as caught:
         adapters.attach(base, LoraSettings(target_modules=("q_proj", unknown)), seed=1)
-    assert (caught.value.code, caught.value.param) == ("unknown_target_module", "lora.target_modules")
+    assert (caught.value.code, caught.value.param) == ("unknown_target_module", "hone.adapter.target_modules")
 
 
 def test_no_layers_at_all_are_refused(base: PreTrainedModel) -> None:

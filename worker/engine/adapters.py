@@ -88,7 +88,7 @@ def _targets(model: PreTrainedModel, lora: LoraSettings) -> list[str]:
             "unknown_target_module",
             f"This base model has no linear layers named {', '.join(unknown) or 'nothing'}; "
             f"LoRA can train {', '.join(known)}.",
-            param="lora.target_modules",
+            param="hone.adapter.target_modules",
         )
     return sorted(set(lora.target_modules))
 
@@ -110,12 +110,16 @@ def parameters(adapter: PeftModel) -> dict[str, torch.nn.Parameter]:
     return dict(sorted((name, value) for name, value in adapter.named_parameters() if value.requires_grad))
 
 
+def tensors(adapter: PeftModel) -> dict[str, torch.Tensor]:
+    """The adapter's weights under the names of its file."""
+    return get_peft_model_state_dict(adapter, save_embedding_layers=False)
+
+
 def save(adapter: PeftModel, directory: Path, *, base_id: str) -> None:
     """Write a standard PEFT directory; the base is named by its id, not by a path of this machine."""
     directory.mkdir(parents=True)
-    tensors = get_peft_model_state_dict(adapter, save_embedding_layers=False)
     save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())},
+        {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors(adapter).items())},
         directory / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
@@ -129,8 +133,7 @@ def save(adapter: PeftModel, directory: Path, *, base_id: str) -> None:
 
 def restore(adapter: PeftModel, directory: Path) -> None:
     """Load weights that `save` wrote; they must fit exactly."""
-    tensors = load_file(directory / "adapter_model.safetensors")
-    own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
-    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
-        raise ValueError("the checkpoint's adapter has other tensors than this run's")
-    set_peft_model_state_dict(adapter, tensors)
+    stored, own = load_file(directory / "adapter_model.safetensors"), tensors(adapter)
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in stored.items()}:
+        raise ValueError("the stored adapter has other tensors than this run's")
+    set_peft_model_state_dict(adapter, stored)

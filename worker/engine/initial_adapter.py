@@ -13,21 +13,25 @@ from worker.contract.errors import TrainError
 from worker.contract.events import Start
 from worker.engine import adapters
 
-# What else of a PEFT config would make the adapter compute something that ours does not.
-_MUST_BE_OFF = (
-    "alpha_pattern",
-    "bias",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "layer_replication",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_bias",
-    "modules_to_save",
-    "rank_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-)
+# Settings that do not change what an adapter computes; its target modules show in its tensors.
+_HARMLESS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "target_modules",
+    "task_type",
+}
+# Other ways to begin, PiSSA and the like, change the base's weights too.
+_PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def load(adapter: PeftModel, start: Start) -> None:
@@ -53,14 +57,15 @@ def load(adapter: PeftModel, start: Start) -> None:
 def _config_differences(found: Any, adapter: PeftModel) -> list[str]:
     if not isinstance(found, dict) or found.get("peft_type") != "LORA":
         return ["it is not a LoRA adapter"]
+    if found.get("init_lora_weights") not in _PLAIN_BEGINNINGS:
+        return [f"its init_lora_weights is {found['init_lora_weights']}"]
     own = adapter.peft_config["default"].to_dict()
-    differences = [
-        f"its {name} is {found.get(name)}, not {own[name]}"
-        for name in ("r", "lora_alpha", "use_rslora", "use_dora")
-        if (found.get(name) or False) != own[name]
-    ]
-    return differences + [
-        f"it has {name}" for name in _MUST_BE_OFF if found.get(name) not in (None, False, "none", [], {})
+    names = sorted((found.keys() | own.keys()) - _HARMLESS)
+    # Settings that one side does not know are off there.
+    return [
+        f"its {name} is {found.get(name)}, not {own.get(name)}"
+        for name in names
+        if (found.get(name) or None) != (own.get(name) or None)
     ]
 
 

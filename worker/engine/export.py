@@ -28,11 +28,15 @@ def export(directory: Path, adapter: PeftModel, *, base_directory: Path, state: 
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)
     adapters.save(adapter, partial, base_id=state.spec.base.id)
-    for name in _TOKENIZER_FILES:
-        if (base_directory / name).is_file():
-            shutil.copyfile(base_directory / name, partial / name)
+    copy_tokenizer(base_directory, partial)
     (partial / "README.md").write_text(model_card(state, card))
     publish(partial, directory)
+
+
+def copy_tokenizer(base_directory: Path, directory: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (base_directory / name).is_file():
+            shutil.copyfile(base_directory / name, directory / name)
 
 
 def model_card(state: State, card: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,7 @@ from app.services import base_models, keys
 from app.settings import Settings
 from worker.data import base_model_source
 
-cli = typer.Typer(no_args_is_help=True, add_completion=True, help="Hone: a self-hosted fine-tuning service.")
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hone: a self-hosted fine-tuning service.")
 models = typer.Typer(no_args_is_help=True, help="The base models that jobs may name.")
 api_keys = typer.Typer(no_args_is_help=True, help="Keys for the API.")
 cli.add_typer(models, name="models")
@@ -153,7 +154,11 @@ def create_key(
 
 def _settings(data: Path | None, *, host: str | None = None, port: int | None = None) -> Settings:
     given = {"data_directory": data, "host": host, "port": port}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = (f"HONE_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+        raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
     configure_logging(settings.log_level)
     return settings
 

@@ -234,7 +234,25 @@ def _pretrain(documents: list[str], tokenizer: PreTrainedTokenizerFast, recipe: 
             sys.stderr.write(f"Building the tiny base model: step {step}/{recipe.steps}, loss {mean:.2f}\n")
             sys.stderr.flush()
             recent.clear()
+    _reset_unseen_rows(model, stream, tokenizer)
     return model.eval()
+
+
+@torch.no_grad()
+def _reset_unseen_rows(model: LlamaForCausalLM, stream: list[int], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Gives every token that the plain text lacks an embedding of its own, as the seen ones are spread.
+
+    Softmax pushes all of them the same way, until the chat tokens and the names of the queues are nearly one
+    vector. A LoRA does not train embeddings, so it could tell them apart neither when it reads nor when it writes.
+    """
+    rows_VD = model.get_input_embeddings().weight
+    seen_V = torch.zeros(len(rows_VD), dtype=torch.bool)
+    seen_V[stream] = True
+    mean_D, spread_D = rows_VD[seen_V].mean(0), rows_VD[seen_V].std(0)
+    rows_VD[~seen_V] = mean_D + spread_D * torch.randn(int((~seen_V).sum()), rows_VD.shape[1])
+    # A turn ends much as a text does: near the token that the model has learned to end a text with.
+    turn, text = _token_id(tokenizer, END_OF_TURN), _token_id(tokenizer, END_OF_TEXT)
+    rows_VD[turn] = 0.7 * (rows_VD[turn] + rows_VD[text])
 
 
 def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:

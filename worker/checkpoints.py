@@ -32,14 +32,14 @@ async def upload_directory(resources: Resources, lease: Lease, directory: Path, 
     return stored
 
 
-async def save(resources: Resources, lease: Lease, *, step: int, directory: Path) -> None:
+async def save(resources: Resources, lease: Lease, *, step: int, is_last: bool, directory: Path) -> None:
     """Upload a checkpoint whole, then register it. The caller has written the figures of its step.
 
     A crash in between leaves objects that no row names; the run resumes from the checkpoint before.
     """
     adapter = await upload_directory(resources, lease, directory / "adapter", f"checkpoints/{step}/adapter.zip")
     state = await upload_directory(resources, lease, directory / "state", f"checkpoints/{step}/state.zip")
-    await guarded.write(resources, lease, partial(_register, step, adapter, state))
+    await guarded.write(resources, lease, partial(_register, step, is_last, adapter, state))
     await asyncio.to_thread(shutil.rmtree, directory)
 
 
@@ -73,12 +73,18 @@ async def model_name(session: AsyncSession, job: Job) -> str:
 
 
 async def _register(
-    step: int, adapter: StoredObject, state: StoredObject, session: AsyncSession, job: Job, now: datetime
+    step: int,
+    is_last: bool,
+    adapter: StoredObject,
+    state: StoredObject,
+    session: AsyncSession,
+    job: Job,
+    now: datetime,
 ) -> None:
     checkpoint = await session.scalar(of_job(Checkpoint, job.id).where(Checkpoint.step == step))
     figures = await step_records.step_figures(session, job.id, step)
     if checkpoint is None:
-        checkpoint = await _new_checkpoint(session, job, step, now)
+        checkpoint = await _new_checkpoint(session, job, step, is_last, now)
     else:  # this run went back behind a damaged checkpoint, and has made it anew
         for old in {checkpoint.adapter_key, checkpoint.state_key} - {adapter.key, state.key}:
             after_commit.delete_object(session, old)
@@ -93,10 +99,9 @@ async def _register(
     job.crashes = 0
 
 
-async def _new_checkpoint(session: AsyncSession, job: Job, step: int, now: datetime) -> Checkpoint:
+async def _new_checkpoint(session: AsyncSession, job: Job, step: int, is_last: bool, now: datetime) -> Checkpoint:
     name = await model_name(session, job)
-    is_last = step == job.total_steps  # it carries the name of the model that the job makes
-    if not is_last:
+    if not is_last:  # the last one carries the name of the model that the job makes
         name = f"{name}:ckpt-step-{step}"
         events.add(session, job, f"Checkpoint created at step {step} with Snapshot ID: {name}", now=now)
     return Checkpoint(

@@ -183,7 +183,7 @@ class Runner:
         with suppress(LeaseLost):
             if isinstance(outcome, Finished):
                 directory = Path(outcome.directory)
-                await publish.succeed(self._resources, self._lease, adapter_directory=directory)
+                await publish.succeed(self._resources, self._lease, adapter_directory=directory, last_step=outcome.step)
             else:
                 change = partial(_record_end, outcome, self._settings.max_crashes)
                 await guarded.write(self._resources, self._lease, change)

@@ -33,6 +33,7 @@ class Start(Line):
     validation_data: str | None
     work_directory: str
     resume_directory: str | None  # an unpacked checkpoint: adapter/ and state/
+    initial_adapter_directory: str | None = None  # a PEFT directory to continue from; a checkpoint goes before it
     card: dict[str, str]  # facts for the model card that only the control side knows
 
 
@@ -103,17 +104,21 @@ class Evaluation(Line):
 
 
 class Checkpoint(Line):
-    """A complete checkpoint lies in `directory` (adapter/ and state/); it is no longer written to."""
+    """A complete checkpoint lies in `directory` (adapter/ and state/); it is no longer written to.
+
+    `is_last` says that the run takes no step after it, because it has taken all or stops early.
+    """
 
     type: Literal["checkpoint"] = "checkpoint"
     run: str
     step: int
     epoch_end: bool
+    is_last: bool = False
     directory: str
 
 
 class Finished(Line):
-    """The run is complete: `directory` holds the adapter as a standard PEFT directory."""
+    """The run is complete after `step`, its last: `directory` holds the adapter as a standard PEFT directory."""
 
     type: Literal["finished"] = "finished"
     run: str

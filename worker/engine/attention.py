@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from transformers import AttentionInterface
 
 from worker.contract.errors import TrainError
+from worker.engine.softcap import softcapped_attention
 
 PACKED = "hone_packed"
 
@@ -57,6 +58,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     is_causal: bool | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
@@ -72,6 +74,8 @@ def packed_attention(
         raise _unsupported("its attention is not causal")
     _check_window(module, sliding_window)
     documents.layers_served.add(int(getattr(module, "layer_idx", -1)))
+    if softcap is not None:
+        return _softcapped(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, softcap, dropout), None
     if query_BATE.is_cuda and query_BATE.dtype in (torch.bfloat16, torch.float16) and dropout == 0:
         return _varlen(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window), None
     return _each_document(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, dropout), None
@@ -92,6 +96,32 @@ def _check_window(module: torch.nn.Module, sliding_window: int | None) -> None:
         windowed = getattr(config, "sliding_window", None) is not None
     if windowed and sliding_window is None:
         raise _unsupported("a layer has a sliding window that it does not state")
+
+
+def _softcapped(
+    query_BATE: torch.Tensor,
+    key_BKTE: torch.Tensor,
+    value_BKTE: torch.Tensor,
+    documents: Documents,
+    scaling: float | None,
+    sliding_window: int | None,
+    softcap: float,
+    dropout: float,
+) -> torch.Tensor:
+    if dropout != 0:
+        raise _unsupported("its attention uses both softcap and dropout")
+    outs = [
+        softcapped_attention(
+            query_BATE[0, :, start:end],
+            key_BKTE[0, :, start:end],
+            value_BKTE[0, :, start:end],
+            scaling=query_BATE.shape[-1] ** -0.5 if scaling is None else scaling,
+            softcap=softcap,
+            sliding_window=sliding_window,
+        )
+        for start, end in pairwise(documents.bounds)
+    ]
+    return torch.cat(outs, dim=1).transpose(0, 1).unsqueeze(0)
 
 
 def _varlen(

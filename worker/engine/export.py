@@ -42,12 +42,14 @@ def model_card(state: State, card: dict[str, str]) -> str:
         "Training loss, last step": state.train_loss,
         "Validation loss, sample": state.valid_loss,
         "Validation loss, all rows": state.full_valid_loss,
+        "Validation loss, best sample": state.best_loss,
     }
     facts = {
         "Base model": spec.base.id,
         "Base revision": spec.base.revision,
         "Steps": str(state.step),
         "Trained tokens": str(state.trained_tokens),
+        **({"Adapter of step": f"{state.best_step}, the best by validation loss"} if spec.keep_best else {}),
         **{name: f"{loss:.6f}" for name, loss in losses.items() if loss is not None},
         **card,
     }

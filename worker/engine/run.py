@@ -17,9 +17,9 @@ from worker.contract.errors import Blame, TrainError
 from worker.contract.events import Checkpoint, Evaluation, Event, Finished, Start, Started, Step, Stopped, Tick
 from worker.contract.spec import Execution
 from worker.data.token_file import TokenFile, TokenFileError
-from worker.engine import adapters, batches, checkpoint, optim, sft
-from worker.engine.base_model import check_rotary
+from worker.engine import adapters, batches, best, checkpoint, initial_adapter, optim, sft
 from worker.engine.export import export
+from worker.engine.noise import neftune
 from worker.engine.packing import pack
 from worker.engine.seeds import seed_step, step_seed
 from worker.engine.sft import Sums
@@ -49,12 +49,14 @@ def carry_out(
     The last event is returned, not emitted, so that it is true when it is sent: nothing of the run
     is left by then. TrainError where the run cannot go on.
     """
+    best.require_validation(start.spec, has_validation=start.validation_data is not None)
     training = load_data(start.training_data, model, start, param="training_file")
     validation = None
     if start.validation_data is not None:
         validation = load_data(start.validation_data, model, start, param="validation_file")
     adapter = adapters.attach(model, start.spec.lora, seed=start.spec.seed)
     try:
+        initial_adapter.load(adapter, start)
         run = Run(start, model, adapter, execution, training, validation, emit, stop_request)
         run.prepare()
         return run.train()
@@ -76,7 +78,6 @@ def load_data(path: str, model: PreTrainedModel, start: Start, *, param: str) ->
         max_sequence_tokens=start.spec.max_sequence_tokens,
         param=param,
     )
-    check_rotary(model.config, batches.longest(data))
     return data
 
 
@@ -102,6 +103,7 @@ class Run:
         self._plan = batches.Plan(len(training), spec.n_epochs, spec.batch_size, spec.seed)
         self._optimizer = optim.adamw(adapters.parameters(adapter).values(), spec.optimizer)
         self._saved_step = 0
+        self._best = best.BestAdapter(Path(start.work_directory) / "best")
         self.state = checkpoint.State(
             spec=spec,
             step=0,
@@ -119,6 +121,7 @@ class Run:
             checkpoint.restore(directory, self._adapter, self._optimizer, state)
             self.state = state.model_copy(update={"spec": self._spec})
             self._saved_step = state.step
+            self._best.take_from(checkpoint.kept_best(directory))
             if state.spec.execution != self._execution:
                 log.info("execution changed from %s to %s", state.spec.execution, self._execution)
             log.info("resumed from step %d", state.step)
@@ -146,7 +149,7 @@ class Run:
     def train(self) -> Finished | Stopped:
         """Take the remaining steps, then finish; or stop where that is asked."""
         try:
-            while self.state.step < self._plan.total_steps:
+            while not self._is_last_step():
                 if self._stop_request() == "checkpoint" and self.state.step == self._saved_step:
                     return self._stopped()
                 step = self.step()
@@ -170,7 +173,8 @@ class Run:
         sums = Sums()
         for rows in batches.micro_batches(self._training, self._plan.rows(number), self._execution.token_budget):
             self._between_micro_batches()
-            sums += sft.train(self._model, pack(self._training, rows))
+            noise = neftune(self._spec.neftune_noise_alpha, self._spec.seed, number, rows)
+            sums += sft.train(self._model, pack(self._training, rows, noise))
         if not math.isfinite(sums.loss):
             raise optim.non_finite(number, "loss")
         rate = optim.learning_rate(self._spec.optimizer, number, self._plan.total_steps)
@@ -204,6 +208,8 @@ class Run:
         few = rows <= _FULL_VALIDATION_SAMPLES * spec.eval_examples
         if step % spec.eval_interval_steps == 0 or self._is_last_step():
             self._evaluate("valid", batches.evaluation_sample(rows, spec.eval_examples, spec.seed))
+            self.state = best.judged(self.state)
+            self._best.keep(self._adapter, self.state)
         if self._is_last_step() or (few and self._plan.is_epoch_end(step)):
             self._evaluate("full_valid", range(rows))
 
@@ -211,15 +217,25 @@ class Run:
         """Write a checkpoint of the step just taken."""
         self._emit(Tick(run=self._start.run))
         directory = Path(self._start.work_directory) / "checkpoints" / f"step-{self.state.step:06d}"
-        checkpoint.save(directory, self._adapter, self._optimizer, self.state)
+        checkpoint.save(directory, self._adapter, self._optimizer, self.state, self._best.directory)
         self._saved_step = self.state.step
-        epoch_end = self._plan.is_epoch_end(self.state.step)
-        self._emit(Checkpoint(run=self._start.run, step=self.state.step, epoch_end=epoch_end, directory=str(directory)))
+        self._emit(
+            Checkpoint(
+                run=self._start.run,
+                step=self.state.step,
+                epoch_end=self._plan.is_epoch_end(self.state.step),
+                is_last=self._is_last_step(),
+                directory=str(directory),
+            )
+        )
         log.info("checkpoint at step %d", self.state.step)
 
     def finish(self) -> Finished:
-        """Write the result."""
+        """Write the result: the adapter of the last step, or the best one where the spec asks for that."""
         self._emit(Tick(run=self._start.run))
+        if best.is_exhausted(self.state):
+            log.info("stopped early: the validation loss was lowest at step %s", self.state.best_step)
+        self._best.put_back(self._adapter)
         directory = Path(self._start.work_directory) / "result"
         export(
             directory,
@@ -256,10 +272,11 @@ class Run:
 
     def _checkpoint_is_due(self) -> bool:
         interval = self._spec.checkpoint_interval_steps
-        return self._plan.is_epoch_end(self.state.step) or self.state.step % interval == 0
+        step = self.state.step
+        return self._plan.is_epoch_end(step) or step % interval == 0 or self._is_last_step()
 
     def _is_last_step(self) -> bool:
-        return self.state.step == self._plan.total_steps
+        return self.state.step == self._plan.total_steps or best.is_exhausted(self.state)
 
     def _stopped(self) -> Stopped:
         log.info("stopped after step %d", self.state.step)

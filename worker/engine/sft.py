@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from worker.contract.errors import TrainError
 from worker.engine.attention import documents_of
+from worker.engine.head import logit_shape
 from worker.engine.losses import linear_cross_entropy
 from worker.engine.packing import MicroBatch
 
@@ -67,9 +68,14 @@ def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """
     device = model.device
     documents = documents_of(batch.bounds, device)
+    inputs = {"input_ids": batch.tokens_T.to(device)[None]}
+    if batch.noise is not None:
+        embedded_1TH = model.get_input_embeddings()(inputs["input_ids"])
+        noise_TH = batch.noise.sample(batch.bounds, embedded_1TH.shape[2])
+        inputs = {"inputs_embeds": embedded_1TH + noise_TH.to(embedded_1TH)}
     # No attention mask: with packed rows it would join the documents.
     out = model.base_model(
-        input_ids=batch.tokens_T.to(device)[None],
+        **inputs,
         position_ids=batch.positions_T.to(device)[None],
         use_cache=False,
         documents=documents,
@@ -97,6 +103,7 @@ def _loss(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, torc
         batch.sources_N.to(device),
         batch.targets_N.to(device),
         batch.weights_N.to(device),
+        shape=logit_shape(model.config),
     )
 
 

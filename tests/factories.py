@@ -20,6 +20,8 @@ from app.storage.base import StoredObject
 
 BASE_MODEL = "hone-tiny"
 BASE_MODEL_WITH_SLASH = "acme/Tiny-1B"
+# The adapter settings of every job that has made something.
+LORA = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": "all-linear", "rslora": False, "dora": False}
 
 
 def jsonl(rows: int = 12) -> bytes:
@@ -200,7 +202,7 @@ async def succeeded_job(resources: Resources, principal: Principal) -> tuple[Job
         total_steps=36,
         started_at=now,
         finished_at=now,
-        spec={"version": 1, "n_epochs": 3},
+        spec={"version": 1, "n_epochs": 3, "lora": LORA},
         dataset={"training": {"examples": 12, "tokens": {"key": "jobs/x/1/training.tokens", "sha256": "0"}}},
         suffix="my-suffix",
         fence=1,

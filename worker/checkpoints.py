@@ -19,6 +19,7 @@ from app.services.leases import Lease
 from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing, StoredObject
 from worker import archive, guarded, step_records
+from worker.contract.errors import TrainError
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,22 @@ async def restore(resources: Resources, job_id: str, directory: Path) -> Path | 
             continue
         return target
     return None
+
+
+async def initial_adapter(resources: Resources, job: Job, directory: Path) -> Path | None:
+    """Unpack the adapter that a job continues from, or return None when it begins with a fresh one."""
+    initial = job.initial_adapter
+    if initial is None:
+        return None
+    packed, target = directory / "initial-adapter.zip", directory / "initial-adapter"
+    try:
+        await resources.storage.get_file(initial["key"], packed, sha256=initial["sha256"])
+    except (ObjectMissing, ObjectCorrupt) as error:
+        message = f"The job failed because the adapter of {initial['model']} is damaged in storage."
+        raise TrainError("checksum_mismatch", message, param="model") from error
+    await asyncio.to_thread(archive.unpack, packed, target)
+    packed.unlink()
+    return target
 
 
 async def model_name(session: AsyncSession, job: Job) -> str:

@@ -13,8 +13,10 @@ import os
 import resource
 import signal
 import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -62,7 +64,9 @@ def run_prepare(request: PrepareRequest) -> PrepareReport:
     a path or the base directory is unusable.
     """
     output = Path(request.output_directory)
-    tokenizer = RowTokenizer(request.base_directory, request.rendering_date)
+    tokenizer = RowTokenizer(
+        request.base_directory, request.rendering_date, last_turn_only=request.train_on_last_turn_only
+    )
     training = _FileRun("training_file", Path(request.training_file), output / "training.safetensors")
     training.prepare(tokenizer, request)
     error = training.verdict(min_examples=MIN_TRAINING_EXAMPLES)
@@ -115,6 +119,8 @@ class _FileRun:
     truncated: int = 0
     skipped: int = 0
     special_strings: int = 0
+    duplicates: int = 0
+    seen: set[bytes] = field(default_factory=set)  # hashes of the examples so far, of 16 bytes each
 
     def prepare(self, tokenizer: RowTokenizer, request: PrepareRequest) -> None:
         with self.source.open("rb") as file:
@@ -187,7 +193,15 @@ class _FileRun:
         self.num_tokens += len(example.tokens)
         self.num_trained_tokens += example.num_trained_tokens
         self.max_example_tokens = max(self.max_example_tokens, len(example.tokens))
+        self._note(example)
         return True
+
+    def _note(self, example: Example) -> None:
+        """Count the example if an earlier one is the same to the model."""
+        content = array("q", example.tokens).tobytes() + array("d", example.weights).tobytes()
+        digest = blake2b(content, digest_size=16).digest()
+        self.duplicates += digest in self.seen
+        self.seen.add(digest)
 
     def report(self) -> FileReport:
         return FileReport(
@@ -199,6 +213,7 @@ class _FileRun:
             truncated=self.truncated,
             skipped=self.skipped,
             special_strings_in_content=self.special_strings,
+            duplicates=self.duplicates,
             errors=self.errors,
             num_errors=self.num_errors,
         )

@@ -8,7 +8,8 @@ from app.auth import Principal
 from app.db.models import BaseModel, FineTunedModel
 from app.db.queries import scoped, server_rows
 from app.errors import Forbidden, NotFound
-from app.services import jobs, lookup, objects
+from app.services import adapters, jobs, lookup, objects
+from app.services.adapters import Adapter
 
 
 async def search(session: AsyncSession, principal: Principal) -> Sequence[BaseModel | FineTunedModel]:
@@ -33,8 +34,17 @@ async def delete(session: AsyncSession, principal: Principal, *, model_id: str) 
     if isinstance(model, BaseModel):
         raise Forbidden(f"The model '{model.id}' is a base model of this server; only its operator can remove it.")
     await session.delete(model)
-    await objects.let_go(session, principal, storage_key=model.adapter_key)
+    await objects.let_go(session, project_id=principal.project_id, storage_key=model.adapter_key)
     return model
+
+
+async def adapter(session: AsyncSession, principal: Principal, *, model_id: str) -> Adapter:
+    """The adapter of a fine-tuned model, or of the checkpoint of that name."""
+    found = await adapters.find(session, principal, name=model_id)
+    if found is None:
+        model = await get(session, principal, model_id=model_id)
+        raise NotFound(f"The model '{model.id}' is a base model; it has no adapter.", code="adapter_not_found")
+    return found
 
 
 async def of_job(session: AsyncSession, principal: Principal, *, job_id: str) -> FineTunedModel:

@@ -33,6 +33,7 @@ class Start(Line):
     validation_data: str | None
     work_directory: str
     resume_directory: str | None  # an unpacked checkpoint: adapter/ and state/
+    initial_adapter_directory: str | None = None  # a PEFT directory to continue from; a checkpoint goes before it
     card: dict[str, str]  # facts for the model card that only the control side knows
 
 

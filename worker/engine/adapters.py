@@ -99,9 +99,9 @@ def save(adapter: PeftModel, directory: Path, *, base_id: str) -> None:
 
 
 def restore(adapter: PeftModel, directory: Path) -> None:
-    """Load weights that `save` wrote; they must fit exactly."""
+    """Load the weights of a PEFT directory; they must fit exactly. ValueError if they do not."""
     tensors = load_file(directory / "adapter_model.safetensors")
     own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
-        raise ValueError("the checkpoint's adapter has other tensors than this run's")
+        raise ValueError("the stored adapter has other tensors than this run's")
     set_peft_model_state_dict(adapter, tensors)

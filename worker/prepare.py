@@ -13,12 +13,13 @@ import os
 import resource
 import signal
 import sys
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+import orjson
 
 from worker.contract.formats import CompletionRow, Fault, FormatError, SupervisedRow, parse_row
 from worker.contract.prepare import (
@@ -185,6 +186,9 @@ class _FileRun:
     def _count(self, example: Example) -> bool:
         """Count the example; whether it is trained on."""
         self.special_strings += example.num_special_strings
+        digest = blake2b(orjson.dumps(example), digest_size=16).digest()
+        self.duplicates += digest in self.seen
+        self.seen.add(digest)
         if not example.num_trained_tokens:
             self.skipped += 1
             return False
@@ -193,15 +197,7 @@ class _FileRun:
         self.num_tokens += len(example.tokens)
         self.num_trained_tokens += example.num_trained_tokens
         self.max_example_tokens = max(self.max_example_tokens, len(example.tokens))
-        self._note(example)
         return True
-
-    def _note(self, example: Example) -> None:
-        """Count the example if an earlier one is the same to the model."""
-        content = array("q", example.tokens).tobytes() + array("d", example.weights).tobytes()
-        digest = blake2b(content, digest_size=16).digest()
-        self.duplicates += digest in self.seen
-        self.seen.add(digest)
 
     def report(self) -> FileReport:
         return FileReport(

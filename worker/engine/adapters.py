@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from worker.contract.errors import TrainError
+from worker.contract.events import Start
 from worker.contract.spec import LoraSettings
 from worker.engine.seeds import derive
 
@@ -105,3 +107,14 @@ def restore(adapter: PeftModel, directory: Path) -> None:
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
         raise ValueError("the stored adapter has other tensors than this run's")
     set_peft_model_state_dict(adapter, tensors)
+
+
+def continue_from(adapter: PeftModel, start: Start) -> None:
+    """Begin where another run ended, if that is asked for. A checkpoint of this run is loaded over it."""
+    if start.initial_adapter_directory is None:
+        return
+    try:
+        restore(adapter, Path(start.initial_adapter_directory))
+    except (OSError, ValueError, SafetensorError) as error:
+        message = f"The adapter of {start.spec.initial_adapter} does not fit the base model."
+        raise TrainError("initial_adapter_unusable", message, param="model") from error

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from worker.contract.errors import Blame, TrainError
@@ -56,25 +55,13 @@ def carry_out(
         validation = load_data(start.validation_data, model, start, param="validation_file")
     adapter = adapters.attach(model, start.spec.lora, seed=start.spec.seed)
     try:
-        continue_from(start, adapter)
+        adapters.continue_from(adapter, start)
         run = Run(start, model, adapter, execution, training, validation, emit, stop_request)
         run.prepare()
         return run.train()
     finally:
         adapters.detach(adapter)
         model.eval()
-
-
-def continue_from(start: Start, adapter: PeftModel) -> None:
-    """Begin with the adapter of another run. A checkpoint of this run, if there is one, is loaded over it."""
-    if start.initial_adapter_directory is None:
-        return
-    try:
-        adapters.restore(adapter, Path(start.initial_adapter_directory))
-    except (OSError, ValueError, SafetensorError) as error:
-        message = f"The adapter of {start.spec.initial_adapter} does not fit the base model."
-        raise TrainError("initial_adapter_unusable", message, param="model") from error
-    log.info("continuing from %s", start.spec.initial_adapter)
 
 
 def load_data(path: str, model: PreTrainedModel, start: Start, *, param: str) -> TokenFile:

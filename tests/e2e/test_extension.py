@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,3 +114,29 @@ def test_repeated_rows_are_trained_on_and_told(server: Process) -> None:
     assert job.status == "succeeded"
     assert "36 example(s) of the training file repeat an earlier one exactly" in messages(client, job.id)
     assert job.to_dict()["hone"]["dataset"]["training"]["duplicates"] == 36  # pyright: ignore
+
+
+def test_an_adapter_made_elsewhere_is_a_model_like_any_other(
+    server: Process, first: FineTuningJob, tmp_path: Path
+) -> None:
+    client = server.client()
+    source = tmp_path / "adapter"
+    with server.http() as http:
+        archive = http.get(f"/v1/models/{first.fine_tuned_model}/adapter").content
+    zipfile.ZipFile(io.BytesIO(archive)).extractall(source)
+    config = json.loads((source / "adapter_config.json").read_text())
+    (source / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/etc/passwd"}))
+
+    done = server.installation.hone("models", "import-adapter", "from-afar", "--base", BASE, "--source", str(source))
+    assert done.returncode == 0, done.stdout + done.stderr
+    name = done.stdout.split()[0]
+    assert name.startswith(f"ft:{BASE}:default:from-afar:")
+    assert name in [model.id for model in client.models.list()]
+
+    job = wait_for_end(client, create_job(client, epochs=1, model=name, extra_body=STILL).id)
+
+    before, after = figures(client, first), figures(client, job)
+    assert after[-1]["full_valid_loss"] == pytest.approx(before[-1]["full_valid_loss"], abs=1e-4)
+    assert spec(job)["lora"] == spec(first)["lora"]
+    again = server.installation.hone("models", "import-adapter", "a:b", "--base", BASE, "--source", str(source))
+    assert (again.returncode, "is no name" in again.stdout) == (1, True)

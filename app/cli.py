@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from app import adapter_import, server
 from app import doctor as health
-from app import server
 from app.db import migrations
 from app.errors import ApiError
 from app.observability import configure_logging
@@ -19,6 +19,8 @@ from app.resources import open_resources
 from app.services import base_models, keys
 from app.settings import Settings
 from worker.data import base_model_source
+from worker.data.adapter_source import BadAdapter
+from worker.data.base_model_source import BadBaseModel
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hone: a self-hosted fine-tuning service.")
 models = typer.Typer(no_args_is_help=True, help="The base models that jobs may name.")
@@ -35,7 +37,7 @@ DataDirectory = Annotated[
 def main() -> None:
     try:
         cli()
-    except (migrations.OldSchema, base_model_source.BadBaseModel, ApiError, server.CannotStart) as error:
+    except (migrations.OldSchema, BadBaseModel, BadAdapter, ApiError, server.CannotStart) as error:
         console.print(f"hone: {error}", style="red")
         sys.exit(1)
 
@@ -103,6 +105,24 @@ def add_model(
 
     asyncio.run(register())
     console.print(f"{model_id} is registered: {facts.num_parameters / 1e6:.1f} million parameters, {revision[:12]}.")
+
+
+@models.command("import-adapter")
+def import_adapter(
+    name: Annotated[str, typer.Argument(help="A part of the model's name: letters, digits, hyphens, full stops.")],
+    base: Annotated[str, typer.Option(help="The registered base model that the adapter was trained on.")],
+    source: Annotated[Path, typer.Option(help="A PEFT directory: adapter_config.json, adapter_model.safetensors.")],
+    data: DataDirectory = None,
+) -> None:
+    """Make a model of a LoRA adapter that was trained elsewhere: to download, or to continue from."""
+    settings = _settings(data)
+    migrations.upgrade(settings.resolved_database_url)
+
+    async def run() -> str:
+        async with open_resources(settings) as resources:
+            return (await adapter_import.run(resources, name=name, base_id=base, source=source)).id
+
+    console.print(f"{asyncio.run(run())} is imported.")
 
 
 @models.command("list")

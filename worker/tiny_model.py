@@ -245,14 +245,14 @@ def _reset_unseen_rows(model: LlamaForCausalLM, stream: list[int], tokenizer: Pr
     Softmax pushes all of them the same way, until the chat tokens and the names of the queues are nearly one
     vector. A LoRA does not train embeddings, so it could tell them apart neither when it reads nor when it writes.
     """
-    rows_VD = model.get_input_embeddings().weight
-    seen_V = torch.zeros(len(rows_VD), dtype=torch.bool)
-    seen_V[stream] = True
-    mean_D, spread_D = rows_VD[seen_V].mean(0), rows_VD[seen_V].std(0)
-    rows_VD[~seen_V] = mean_D + spread_D * torch.randn(int((~seen_V).sum()), rows_VD.shape[1])
+    rows = model.model.embed_tokens.weight
+    seen = torch.zeros(len(rows), dtype=torch.bool)
+    seen[stream] = True
+    mean, spread = rows[seen].mean(0), rows[seen].std(0)
+    rows[~seen] = mean + spread * torch.randn(int((~seen).sum()), rows.shape[1])
     # A turn ends much as a text does: near the token that the model has learned to end a text with.
     turn, text = _token_id(tokenizer, END_OF_TURN), _token_id(tokenizer, END_OF_TEXT)
-    rows_VD[turn] = 0.7 * (rows_VD[turn] + rows_VD[text])
+    rows[turn] = 0.7 * (rows[turn] + rows[text])
 
 
 def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
@@ -284,7 +284,7 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCa
 
 
 def _optimizer(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.Optimizer:
-    embedding = model.get_input_embeddings().weight
+    embedding = model.model.embed_tokens.weight
     matrices = [p for p in model.parameters() if p.dim() == 2 and p is not embedding]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [

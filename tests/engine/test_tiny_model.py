@@ -113,8 +113,8 @@ def test_it_loads_with_the_auto_classes(built: Path, tokenizer: Any) -> None:
 
 
 def test_chat_tokens_have_embeddings_of_their_own(built: Path, tokenizer: Any) -> None:
-    model = AutoModelForCausalLM.from_pretrained(built, local_files_only=True)
-    rows = model.get_input_embeddings().weight.detach()
+    model = LlamaForCausalLM.from_pretrained(built, local_files_only=True)
+    rows = model.model.embed_tokens.weight.detach()
     chat = rows[: len(tiny_model.SPECIAL_TOKENS)]
     alike = torch.nn.functional.cosine_similarity(chat[:, None], chat[None], dim=-1)
     turn, text = (tokenizer.convert_tokens_to_ids(token) for token in ("<|eot_id|>", "<|end_of_text|>"))

@@ -249,7 +249,7 @@ def test_repeated_examples_are_counted_and_kept(prepare: Prepare) -> None:
 
 
 def test_only_the_last_turn_is_trained_on(prepare: Prepare) -> None:
-    row = {
+    row: dict[str, Any] = {
         "messages": [*ROW["messages"], {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}]
     }
     every, last = (prepare(lines(*[row] * 10), lines(row), train_on_last_turn_only=only) for only in (False, True))

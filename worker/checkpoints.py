@@ -9,16 +9,17 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import after_commit
 from app.db.models import Checkpoint, Job, Organization
 from app.db.queries import of_job, server_rows
 from app.ids import new_id, random_text
 from app.resources import Resources
-from app.services import events
+from app.services import events, objects
 from app.services.leases import Lease
 from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing, StoredObject
-from worker import archive, guarded, step_records
+from worker import guarded, step_records
+from worker.contract.errors import TrainError
+from worker.data import archive
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,22 @@ async def restore(resources: Resources, job_id: str, directory: Path) -> Path | 
     return None
 
 
+async def initial_adapter(resources: Resources, job: Job, directory: Path) -> Path | None:
+    """Unpack the adapter that a job continues from, or return None when it begins with a fresh one."""
+    initial = job.initial_adapter
+    if initial is None:
+        return None
+    packed, target = directory / "initial-adapter.zip", directory / "initial-adapter"
+    try:
+        await resources.storage.get_file(initial["key"], packed, sha256=initial["sha256"])
+    except (ObjectMissing, ObjectCorrupt) as error:
+        message = f"The job failed because the adapter of {initial['model']} is damaged in storage."
+        raise TrainError("checksum_mismatch", message, param="model") from error
+    await asyncio.to_thread(archive.unpack, packed, target)
+    packed.unlink()
+    return target
+
+
 async def model_name(session: AsyncSession, job: Job) -> str:
     """ft:<base>:<organization>:<suffix or nothing>:<8 random characters>, as at OpenAI."""
     query = server_rows(Organization).where(Organization.id == job.organization_id)
@@ -83,11 +100,11 @@ async def _register(
 ) -> None:
     checkpoint = await session.scalar(of_job(Checkpoint, job.id).where(Checkpoint.step == step))
     figures = await step_records.step_figures(session, job.id, step)
+    replaced: set[str] = set()
     if checkpoint is None:
         checkpoint = await _new_checkpoint(session, job, step, is_last, now)
     else:  # this run went back behind a damaged checkpoint, and has made it anew
-        for old in {checkpoint.adapter_key, checkpoint.state_key} - {adapter.key, state.key}:
-            after_commit.delete_object(session, old)
+        replaced = {checkpoint.adapter_key, checkpoint.state_key} - {adapter.key, state.key}
     checkpoint.metrics = figures
     checkpoint.adapter_key, checkpoint.adapter_sha256, checkpoint.adapter_bytes = (
         adapter.key,
@@ -97,6 +114,8 @@ async def _register(
     checkpoint.state_key, checkpoint.state_sha256, checkpoint.state_bytes = state.key, state.sha256, state.bytes
     session.add(checkpoint)
     job.crashes = 0
+    for old in replaced:
+        await objects.let_go(session, project_id=job.project_id, storage_key=old)
 
 
 async def _new_checkpoint(session: AsyncSession, job: Job, step: int, is_last: bool, now: datetime) -> Checkpoint:

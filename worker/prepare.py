@@ -15,8 +15,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+import orjson
 
 from worker.contract.formats import CompletionRow, Fault, FormatError, SupervisedRow, parse_row
 from worker.contract.prepare import (
@@ -62,7 +65,9 @@ def run_prepare(request: PrepareRequest) -> PrepareReport:
     a path or the base directory is unusable.
     """
     output = Path(request.output_directory)
-    tokenizer = RowTokenizer(request.base_directory, request.rendering_date)
+    tokenizer = RowTokenizer(
+        request.base_directory, request.rendering_date, last_turn_only=request.train_on_last_turn_only
+    )
     training = _FileRun("training_file", Path(request.training_file), output / "training.safetensors")
     training.prepare(tokenizer, request)
     error = training.verdict(min_examples=MIN_TRAINING_EXAMPLES)
@@ -115,6 +120,8 @@ class _FileRun:
     truncated: int = 0
     skipped: int = 0
     special_strings: int = 0
+    duplicates: int = 0
+    seen: set[bytes] = field(default_factory=set)  # hashes of the examples so far, of 16 bytes each
 
     def prepare(self, tokenizer: RowTokenizer, request: PrepareRequest) -> None:
         with self.source.open("rb") as file:
@@ -179,6 +186,9 @@ class _FileRun:
     def _count(self, example: Example) -> bool:
         """Count the example; whether it is trained on."""
         self.special_strings += example.num_special_strings
+        digest = blake2b(orjson.dumps(example), digest_size=16).digest()
+        self.duplicates += digest in self.seen
+        self.seen.add(digest)
         if not example.num_trained_tokens:
             self.skipped += 1
             return False
@@ -199,6 +209,7 @@ class _FileRun:
             truncated=self.truncated,
             skipped=self.skipped,
             special_strings_in_content=self.special_strings,
+            duplicates=self.duplicates,
             errors=self.errors,
             num_errors=self.num_errors,
         )

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from app.api import errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, ReadSession, WriteSession
+from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.models import Event, Job, JobStatus
 from app.errors import InvalidRequest
@@ -30,9 +30,12 @@ router = APIRouter(
 
 
 @router.post("")
-async def create_fine_tuning_job(body: JobCreate, principal: Caller, session: WriteSession) -> JobRead:
+async def create_fine_tuning_job(
+    body: JobCreate, principal: Caller, session: WriteSession, resources: Opened
+) -> JobRead:
     """Create a job. Its files are validated first; follow its status or its events."""
-    return _read(await jobs.create(session, principal, body=body))
+    most = resources.settings.max_sequence_tokens
+    return _read(await jobs.create(session, principal, body=body, max_sequence_tokens=most))
 
 
 @router.get(
@@ -126,6 +129,7 @@ def _read(job: Job) -> JobRead:
         hone=HoneDetails(
             current_step=job.current_step,
             total_steps=job.total_steps,
+            requested=job.extension,
             spec=job.spec,
             dataset=_facts(job.dataset),
         ),

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, W
 from pydantic_core import PydanticCustomError
 
 from app.schemas.common import Text, Wire
+from worker.contract.extension import Extension
 
 Auto = Literal["auto"]
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -88,7 +89,13 @@ def _label(text: str) -> str:
 
 
 class JobCreate(Wire):
-    model: Annotated[Text, Field(description="A base model of this server, as `GET /v1/models` lists them.")]
+    model: Annotated[
+        Text,
+        Field(
+            description="A model as `GET /v1/models` lists them, or a checkpoint's. "
+            "A job that names a fine-tuned model or a checkpoint continues from it."
+        ),
+    ]
     training_file: Annotated[Text, Field(description="The id of a file with the purpose `fine-tune`.")]
     validation_file: Text | None = None
     suffix: Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_label)] | None = None
@@ -101,6 +108,7 @@ class JobCreate(Wire):
         description="The older place of `method.supervised.hyperparameters`.",
         json_schema_extra={"deprecated": True},
     )
+    hone: Extension | None = Field(default=None, description="Hone's own settings; unknown keys are refused.")
 
 
 class HyperparametersRead(Wire):
@@ -127,10 +135,14 @@ class JobError(Wire):
 
 
 class HoneDetails(Wire):
-    """What OpenAI's job object has no place for: progress, and the settings that "auto" and defaults stood for."""
+    """What OpenAI's job object has no place for: progress, and the settings that "auto" and defaults stood for.
+
+    `requested` is the request's `hone` object as it was sent, `spec` all that it and the defaults came to.
+    """
 
     current_step: int
     total_steps: int | None
+    requested: dict[str, Any] | None
     spec: dict[str, Any] | None
     dataset: dict[str, Any] | None
 

@@ -191,7 +191,8 @@ async def test_a_succeeded_job_names_its_model_and_results(tenant: Tenant) -> No
     assert job.to_dict()["hone"] == {
         "current_step": 36,
         "total_steps": 36,
-        "spec": {"version": 1, "n_epochs": 3},
+        "requested": None,
+        "spec": row.spec,
         "dataset": {"training": {"examples": 12}},
     }
 

@@ -191,6 +191,79 @@ def test_a_bad_validation_file_fails_the_job(prepare: Prepare, data: bytes, mess
     assert report.error.model_dump() == expected
 
 
+@pytest.mark.parametrize(
+    ("row", "what", "place"),
+    [
+        (
+            {"messages": [ROW["messages"][0], {"role": "assistant", "content": ""}]},
+            ", message 2 has an empty answer",
+            1,
+        ),
+        (
+            {"messages": [ROW["messages"][0], {"role": "assistant", "content": [{"type": "text", "text": ""}]}]},
+            ", message 2 has an empty answer",
+            1,
+        ),
+        ({"messages": [ROW["messages"][0], {"role": "assistant", "content": None}]}, ", message 2 has neither", 1),
+    ],
+)
+def test_empty_answers_are_refused(prepare: Prepare, row: Any, what: str, place: int) -> None:
+    report = prepare(lines(*[ROW] * 10, row))
+    assert report.error is not None
+    assert report.error.code == "invalid_training_file"
+    assert report.error.message.startswith(f"{FORMAT} Example 11{what}")
+    assert report.error.message.endswith(f"(line 11, field messages[{place}])")
+
+
+def test_an_empty_completion_is_refused_and_an_empty_prompt_is_not(prepare: Prepare) -> None:
+    report = prepare(lines(*[{"prompt": "", "completion": "b"}] * 10, {"prompt": "a", "completion": ""}))
+    assert report.error is not None
+    assert "Example 11 'completion': string should have at least 1 character" in report.error.message
+    assert report.training.num_examples == 10
+
+
+def test_what_is_not_trained_on_may_be_empty(prepare: Prepare) -> None:
+    silent = {"role": "assistant", "content": "", "weight": 0}
+    row = {"messages": [{"role": "user", "content": ""}, silent, *ROW["messages"]]}
+    assert prepare(lines(*[row] * 10)).error is None
+
+
+@pytest.mark.parametrize("weight", [b"NaN", b"Infinity", b"1e999", b"0.5", b'"1"', b"true"])
+def test_impossible_weights_are_refused(prepare: Prepare, weight: bytes) -> None:
+    bad = json.dumps(ROW).encode().replace(b'"It is 4."', b'"It is 4.", "weight": ' + weight)
+    report = prepare(lines(*[ROW] * 10, bad))
+    assert report.error is not None
+    assert (report.error.code, report.training.errors[0].line) == ("invalid_training_file", 11)
+
+
+def test_repeated_examples_are_counted_and_kept(prepare: Prepare) -> None:
+    other = {"messages": [{"role": "user", "content": "3 + 3?"}, {"role": "assistant", "content": "It is 6."}]}
+    unseen = {
+        "messages": [*other["messages"], {"role": "user", "content": "Sure?"}, {**ROW["messages"][1], "weight": 0}]
+    }
+    report = prepare(lines(*[ROW] * 1000, other, unseen), lines(ROW))
+    assert report.error is None
+    assert (report.training.num_examples, report.training.duplicates) == (1002, 999)
+    assert report.validation is not None
+    assert report.validation.duplicates == 0
+
+
+def test_only_the_last_turn_is_trained_on(prepare: Prepare) -> None:
+    row: dict[str, Any] = {
+        "messages": [*ROW["messages"], {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}]
+    }
+    every, last = (prepare(lines(*[row] * 10), lines(row), train_on_last_turn_only=only) for only in (False, True))
+    alone = prepare(lines(*[{"messages": row["messages"][2:]}] * 10))
+    assert last.training.num_tokens == every.training.num_tokens
+    assert last.training.num_trained_tokens == alone.training.num_trained_tokens < every.training.num_trained_tokens
+    assert last.validation is not None
+    assert last.validation.num_trained_tokens * 10 == last.training.num_trained_tokens
+    row["messages"][3]["weight"] = 0
+    refused = prepare(lines(*[row] * 10), train_on_last_turn_only=True).error
+    assert refused is not None
+    assert "has nothing to train on: the last assistant message has weight 0" in refused.message
+
+
 def test_errors_are_listed_in_order_and_counted(prepare: Prepare, tmp_path: Path) -> None:
     weightless = {"messages": [ROW["messages"][0], {**ROW["messages"][1], "weight": 0}]}
     report = prepare(lines(*[weightless, b"[]", ROW] * 200))

@@ -122,6 +122,11 @@ def _check_content(content: object) -> object:
     return content
 
 
+def _is_empty(content: object) -> bool:
+    """Whether content that was checked holds no text at all."""
+    return content == "" or (isinstance(content, list) and not any(part["text"] for part in content))
+
+
 def _require_content(content: object) -> object:
     if content is None:
         raise PydanticCustomError("content", "may not be null")
@@ -187,6 +192,8 @@ class _Assistant(_Shape):
     def _says_something(self) -> "_Assistant":
         if self.content is None and self.tool_calls is None and self.function_call is None:
             raise PydanticCustomError("content", "has neither content nor tool_calls nor function_call")
+        if self.weight != 0 and _is_empty(self.content) and self.tool_calls is None and self.function_call is None:
+            raise PydanticCustomError("content", "has an empty answer: give it text, or a weight of 0")
         if self.tool_calls is not None and self.function_call is not None:
             raise PydanticCustomError("content", "has both tool_calls and the older function_call")
         return self
@@ -225,7 +232,7 @@ class _ChatShape(_Shape):
 
 class _CompletionShape(_Shape):
     prompt: str
-    completion: str
+    completion: str = Field(min_length=1)
 
 
 def _validate(shape: type[_Shape], value: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ class PrepareRequest(Frozen):
     output_directory: str
     max_sequence_tokens: int = Field(ge=1)
     rendering_date: date
+    train_on_last_turn_only: bool = False  # of conversations: no weight on earlier assistant messages
     data: DataLimits = DataLimits()
     process: ProcessLimits = ProcessLimits()
 
@@ -60,6 +61,7 @@ class FileReport(Frozen):
     truncated: int  # examples cut at max_sequence_tokens, but still trained on
     skipped: int  # examples left out because the cut took every trained token
     special_strings_in_content: int  # special-token strings in the data, encoded as ordinary text
+    duplicates: int = 0  # examples that equal an earlier one, token for token; they are trained on too
     errors: list[RowError] = Field(max_length=MAX_LISTED_ERRORS)
     num_errors: int
 

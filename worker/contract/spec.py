@@ -78,7 +78,7 @@ class TrainSpec(Frozen):
     `initial_adapter` names the fine-tuned model or checkpoint that the run continues from.
     `early_stopping_patience` ends the run after that many evaluations in a row without a lower validation
     loss; `keep_best` makes the adapter with the lowest one the result. `neftune_noise_alpha` is the noise on
-    embeddings of arXiv:2310.05914; 0 is none.
+    embeddings of arXiv:2310.05914; 0 is none. `train_on_last_turn_only` was heeded when the data was prepared.
     """
 
     version: Literal[1] = SPEC_VERSION
@@ -100,4 +100,5 @@ class TrainSpec(Frozen):
     early_stopping_patience: int | None = Field(default=None, ge=1)
     keep_best: bool = False
     neftune_noise_alpha: float = Field(default=0.0, ge=0)
+    train_on_last_turn_only: bool = False
     execution: Execution | None = None

@@ -12,6 +12,7 @@ files people have, from ten examples up. The rules, for N examples:
   rate for LoRA on 8B models; the exponent follows what small and large models are seen to need
   (7e-4 at 0.5B, 7.5e-5 at 70B, 6e-3 at 4M). It does not depend on batch size or rank.
 - warmup_steps: 5 % of the steps, at most 100.
+- schedule, weight_decay, max_gradient_norm, adapter: as worker.contract.extension has them by default.
 - eval_interval_steps: 20 evaluations a run, but fewer if they cost more than a fifth of the training, and
   at least one an epoch.
 - checkpoint_interval_steps: 10 a run, no closer than 10 steps and no further than 250.
@@ -22,7 +23,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.contract.spec import BaseModelRef, OptimizerSettings, TrainSpec
+from worker.contract.errors import TrainError
+from worker.contract.extension import AdapterOptions, Extension
+from worker.contract.spec import BaseModelRef, LoraSettings, OptimizerSettings, TrainSpec
 
 TARGET_EPOCHS = 3
 SMALL_FILE_EXAMPLES = 100
@@ -83,6 +86,13 @@ class Resolved(Frozen):
     checkpoint_interval_steps: int
 
 
+class InitialAdapter(Frozen):
+    """What a run continues from: a fine-tuned model or checkpoint, and the settings its adapter was made with."""
+
+    model: str
+    lora: LoraSettings
+
+
 def resolve(requested: Requested, counts: DatasetCounts, *, num_parameters: int) -> Resolved:
     """Every number of a run; what was requested as a number is kept as it is."""
     n_epochs = auto_epochs(counts.num_examples) if requested.n_epochs == "auto" else requested.n_epochs
@@ -113,20 +123,54 @@ def build_spec(
     num_parameters: int,
     seed: int,
     max_sequence_tokens: int,
+    extension: Extension,
+    initial_adapter: InitialAdapter | None = None,
 ) -> TrainSpec:
-    """The resolved spec of a supervised run."""
+    """The resolved spec of a supervised run.
+
+    An absolute learning rate is echoed as the multiplier that it amounts to. TrainError when the run is
+    too short for what was asked.
+    """
     resolved = resolve(requested, counts, num_parameters=num_parameters)
+    rate, multiplier = resolved.learning_rate, resolved.learning_rate_multiplier
+    if extension.learning_rate is not None:
+        rate, multiplier = extension.learning_rate, extension.learning_rate / base_learning_rate(num_parameters)
     return TrainSpec(
         base=base,
+        quantization=extension.quantization,
+        initial_adapter=initial_adapter.model if initial_adapter else None,
         seed=seed,
         n_epochs=resolved.n_epochs,
         batch_size=resolved.batch_size,
-        learning_rate_multiplier=resolved.learning_rate_multiplier,
+        learning_rate_multiplier=multiplier,
         max_sequence_tokens=max_sequence_tokens,
-        optimizer=OptimizerSettings(learning_rate=resolved.learning_rate, warmup_steps=resolved.warmup_steps),
-        eval_interval_steps=resolved.eval_interval_steps,
+        lora=initial_adapter.lora if initial_adapter else lora_settings(extension.adapter),
+        optimizer=OptimizerSettings(
+            learning_rate=rate,
+            schedule=extension.schedule,
+            warmup_steps=_warmup_steps(extension, resolved),
+            weight_decay=extension.weight_decay,
+            max_gradient_norm=extension.max_gradient_norm,
+        ),
+        eval_interval_steps=extension.eval_interval_steps or resolved.eval_interval_steps,
         eval_examples=resolved.eval_examples,
-        checkpoint_interval_steps=resolved.checkpoint_interval_steps,
+        checkpoint_interval_steps=extension.checkpoint_interval_steps or resolved.checkpoint_interval_steps,
+        early_stopping_patience=extension.early_stopping.patience if extension.early_stopping else None,
+        keep_best=extension.keep_best,
+        neftune_noise_alpha=extension.neftune_noise_alpha,
+        train_on_last_turn_only=extension.train_on_last_turn_only,
+    )
+
+
+def lora_settings(options: AdapterOptions) -> LoraSettings:
+    names = options.target_modules
+    return LoraSettings(
+        rank=options.rank,
+        alpha=2.0 * options.rank if options.alpha is None else options.alpha,
+        dropout=options.dropout,
+        target_modules="all-linear" if isinstance(names, str) else tuple(sorted(set(names))),
+        rslora=options.rslora,
+        dora=options.dora,
     )
 
 
@@ -148,6 +192,17 @@ def base_learning_rate(num_parameters: int) -> float:
     """The peak learning rate for LoRA on a base with this many parameters, at multiplier 1."""
     rate = REFERENCE_LEARNING_RATE * (REFERENCE_PARAMETERS / num_parameters) ** SIZE_EXPONENT
     return min(MAX_LEARNING_RATE, max(MIN_LEARNING_RATE, rate))
+
+
+def _warmup_steps(extension: Extension, resolved: Resolved) -> int:
+    """A run that ends in its warm-up would never have the learning rate that was asked for."""
+    wanted = extension.warmup_steps
+    if wanted is None:
+        return resolved.warmup_steps
+    if wanted >= resolved.total_steps:
+        message = f"warmup_steps is {wanted}, but the run has only {resolved.total_steps} steps in all"
+        raise TrainError("invalid_hyperparameters", message, param="hone.warmup_steps")
+    return wanted
 
 
 def _clamp(value: int, low: int, high: int) -> int:

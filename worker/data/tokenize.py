@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from worker.contract.formats import ChatRow, CompletionRow, Fault, FormatError, SupervisedRow
 from worker.data import special_strings
-from worker.data.conversation import to_conversation
+from worker.data.conversation import keep_last_turn, to_conversation
 from worker.data.encoder import Encoded, Encoder
 from worker.data.template import Span, load_template
 from worker.data.turns import TurnFinder
@@ -40,8 +40,12 @@ class Example:
 class RowTokenizer:
     """The tokenizer and the chat template of one base model directory."""
 
-    def __init__(self, directory: str | Path, rendering_date: datetime.date) -> None:
-        """OSError, ValueError or TemplateError if the directory has no usable tokenizer or a broken template."""
+    def __init__(self, directory: str | Path, rendering_date: datetime.date, *, last_turn_only: bool = False) -> None:
+        """OSError, ValueError or TemplateError if the directory has no usable tokenizer or a broken template.
+
+        `last_turn_only` takes the weight from all assistant messages but a conversation's last.
+        """
+        self._last_turn_only = last_turn_only
         self._encoder = Encoder(directory)
         self._template = load_template(directory, rendering_date)
         self._turns = TurnFinder(self._template, self._encoder.special) if self._template is not None else None
@@ -87,8 +91,11 @@ class RowTokenizer:
         if self._template is None or self._turns is None:
             raise FormatError(NO_TEMPLATE, fault=Fault.FILE)
         conversation = to_conversation(row, self._template)
+        if self._last_turn_only:
+            keep_last_turn(conversation)
         if not any(conversation.weights):
-            raise FormatError("has nothing to train on: every assistant message has weight 0", field="messages")
+            which = "the last" if self._last_turn_only else "every"
+            raise FormatError(f"has nothing to train on: {which} assistant message has weight 0", field="messages")
         special = self._encoder.special
         text, trained = self._turns.trained_spans(conversation)
         num_special_strings = special_strings.count([conversation.messages, conversation.tools], special)

@@ -91,6 +91,23 @@ def test_a_job_continues_from_a_checkpoint(server: Process, first: FineTuningJob
     assert abs(before[-1]["full_valid_loss"] - before[11]["full_valid_loss"]) > 1e-3
 
 
+def test_a_run_that_gets_worse_ends_early_with_its_best_adapter(server: Process) -> None:
+    client = server.client()
+    asked = {"learning_rate": 0.05, "schedule": "constant", "warmup_steps": 0, "eval_interval_steps": 2}
+    asked |= {"early_stopping": {"patience": 2}, "keep_best": True, "adapter": {"rslora": True, "dora": True}}
+
+    job = wait_for_end(client, create_job(client, epochs=20, extra_body={"hone": asked}).id)
+
+    table = figures(client, job)
+    assert len(table) < 240
+    losses = [row[name] for row in table for name in ("valid_loss", "full_valid_loss") if name in row]
+    assert min(losses) < losses[-1]
+    assert (spec(job)["lora"]["rslora"], spec(job)["lora"]["dora"]) == (True, True)
+    assert job.fine_tuned_model is not None
+    again = wait_for_end(client, create_job(client, epochs=1, model=job.fine_tuned_model, extra_body=STILL).id)
+    assert figures(client, again)[-1]["full_valid_loss"] == pytest.approx(min(losses), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("asked", "param", "words"),
     [

@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from transformers import AttentionInterface
 
 from worker.contract.errors import TrainError
+from worker.engine.softcap import softcapped_attention
 
 PACKED = "hone_packed"
 
@@ -97,6 +98,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     is_causal: bool | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
@@ -112,6 +114,8 @@ def packed_attention(
         raise _unsupported("its attention is not causal")
     _check_window(module, sliding_window)
     documents.layers_served.add(int(getattr(module, "layer_idx", -1)))
+    if softcap is not None:
+        return _softcapped(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, softcap, dropout), None
     if query_BATE.is_cuda and query_BATE.dtype in (torch.bfloat16, torch.float16) and dropout == 0:
         return _varlen(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window), None
     return _each_document(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, dropout), None
@@ -132,6 +136,32 @@ def _check_window(module: torch.nn.Module, sliding_window: int | None) -> None:
         windowed = getattr(config, "sliding_window", None) is not None
     if windowed and sliding_window is None:
         raise _unsupported("a layer has a sliding window that it does not state")
+
+
+def _softcapped(
+    query_BATE: torch.Tensor,
+    key_BKTE: torch.Tensor,
+    value_BKTE: torch.Tensor,
+    documents: Documents,
+    scaling: float | None,
+    sliding_window: int | None,
+    softcap: float,
+    dropout: float,
+) -> torch.Tensor:
+    if dropout != 0:
+        raise _unsupported("its attention uses both softcap and dropout")
+    outs = [
+        softcapped_attention(
+            query_BATE[0, :, start:end],
+            _with_prefix(key_BKTE, prefix, start, end)[0],
+            _with_prefix(value_BKTE, prefix, start, end)[0],
+            scaling=query_BATE.shape[-1] ** -0.5 if scaling is None else scaling,
+            softcap=softcap,
+            sliding_window=sliding_window,
+        )
+        for prefix, (start, end) in zip(_prefix_spans(documents), pairwise(documents.bounds), strict=True)
+    ]
+    return torch.cat(outs, dim=1).transpose(0, 1).unsqueeze(0)
 
 
 def _varlen(
@@ -176,13 +206,8 @@ def _each_document(
     dropout: float,
 ) -> torch.Tensor:
     outs = []
-    spans = documents.shared.spans if documents.shared is not None else ((0, 0),) * (len(documents.bounds) - 1)
-    for (prefix_start, prefix_end), (start, end) in zip(spans, pairwise(documents.bounds), strict=True):
-        prefix = prefix_end - prefix_start
-        key_BKSE, value_BKSE = key_BKTE[:, :, start:end], value_BKTE[:, :, start:end]
-        if prefix > 0:
-            key_BKSE = torch.cat([key_BKTE[:, :, prefix_start:prefix_end], key_BKSE], dim=2)
-            value_BKSE = torch.cat([value_BKTE[:, :, prefix_start:prefix_end], value_BKSE], dim=2)
+    for (first, last), (start, end) in zip(_prefix_spans(documents), pairwise(documents.bounds), strict=True):
+        prefix = last - first
         mask_LS = None
         if prefix > 0 or (sliding_window is not None and end - start > sliding_window):
             ones_LS = torch.ones(end - start, prefix + end - start, dtype=torch.bool, device=query_BATE.device)
@@ -192,8 +217,8 @@ def _each_document(
         outs.append(
             F.scaled_dot_product_attention(
                 query_BATE[:, :, start:end],
-                key_BKSE,
-                value_BKSE,
+                _with_prefix(key_BKTE, (first, last), start, end),
+                _with_prefix(value_BKTE, (first, last), start, end),
                 attn_mask=mask_LS,
                 dropout_p=dropout,
                 is_causal=mask_LS is None,
@@ -202,3 +227,13 @@ def _each_document(
             )
         )
     return torch.cat(outs, dim=2).transpose(1, 2)
+
+
+def _prefix_spans(documents: Documents) -> tuple[tuple[int, int], ...]:
+    return documents.shared.spans if documents.shared is not None else ((0, 0),) * (len(documents.bounds) - 1)
+
+
+def _with_prefix(given_BKTE: torch.Tensor, prefix: tuple[int, int], start: int, end: int) -> torch.Tensor:
+    """The keys or values that a document sees: its prefix's, then its own, [B, K, S, E]."""
+    own_BKLE = given_BKTE[:, :, start:end]
+    return torch.cat([given_BKTE[:, :, slice(*prefix)], own_BKLE], dim=2) if prefix[1] > prefix[0] else own_BKLE

@@ -9,12 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from worker.contract.errors import Blame, TrainError
-from worker.engine import attention, probe
+from worker.engine import attention, probe, rotary
 from worker.engine.execution import Device, Dtype
-
-# Rotary embeddings of these kinds look at the longest position of the whole row, which in a packed
-# row belongs to another example.
-_LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
 
 
 def load(directory: Path, *, device: Device, dtype: Dtype, tick: Callable[[], None]) -> PreTrainedModel:
@@ -61,30 +57,12 @@ def load(directory: Path, *, device: Device, dtype: Dtype, tick: Callable[[], No
             blame=Blame.INTERNAL,
         )
     model.requires_grad_(False)
+    rotary.follow_documents(model)
     _check_weights(model)
     _check_finite(model, tick)
     probe.check(model)
     tick()
     return model
-
-
-def check_rotary(config: PreTrainedConfig, longest: int) -> None:
-    """TrainError if an example is so long that length-dependent rotary embeddings would change for its whole row."""
-    config = config.get_text_config()
-    settings = getattr(config, "rope_parameters", None) or {}
-    # Either one table, or one for each kind of layer.
-    tables = (
-        [settings] if "rope_type" in settings else [table for table in settings.values() if isinstance(table, dict)]
-    )
-    for table in tables:
-        limit = table.get("original_max_position_embeddings") or config.max_position_embeddings
-        if table.get("rope_type") in _LENGTH_DEPENDENT_ROTARY and longest > limit:
-            raise TrainError(
-                "unsupported_model",
-                f"This base model changes its position encoding beyond {limit} tokens; "
-                f"the longest example has {longest}, and longer examples than {limit} cannot be trained on it here.",
-                param="model",
-            )
 
 
 class _Ticking:

@@ -13,7 +13,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from worker.contract.spec import DpoSettings, TrainSpec
-from worker.engine import sft
+from worker.engine import rotary, sft
+from worker.engine.head import logit_shape
 from worker.engine.log_probs import linear_log_probs
 from worker.engine.pair_packing import PairBatch
 from worker.engine.preference_losses import log_ratios, preference_losses
@@ -23,8 +24,11 @@ from worker.engine.sft import Sums
 def shares_prompts(model: PreTrainedModel, spec: TrainSpec) -> bool:
     """Whether both answers of a pair may use one computation of their prompt.
 
-    Not where anything random is drawn for each token: apart, the two prompts would draw apart.
+    Not where anything random is drawn for each token: apart, the two prompts would draw apart. Nor where the
+    prompt's positions are encoded by the length of the conversation that it is in.
     """
+    if rotary.depends_on_length(model):
+        return False
     config = model.config.get_text_config()
     draws = [getattr(config, name, 0) for name in ("attention_dropout", "attention_probs_dropout_prob")]
     draws += [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
@@ -53,7 +57,8 @@ def answer_log_probs(model: PreTrainedModel, batch: PairBatch) -> torch.Tensor:
     assert isinstance(head, torch.nn.Linear)
     # The first tokens of both answers are predicted at the same position, their shared prompt's last.
     hidden_NH = hidden_TH.index_select(0, row.sources_N.to(device))
-    log_probs_N = linear_log_probs(hidden_NH, head.weight, head.bias, row.targets_N.to(device))
+    shape = logit_shape(model.config)
+    log_probs_N = linear_log_probs(hidden_NH, head.weight, head.bias, row.targets_N.to(device), shape=shape)
     return _by_answer(log_probs_N.double() * row.weights_N.to(device), batch)
 
 

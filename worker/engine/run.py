@@ -18,7 +18,6 @@ from worker.contract.events import Checkpoint, Evaluation, Event, Finished, Star
 from worker.contract.spec import Execution
 from worker.data.token_file import TokenFileError
 from worker.engine import adapters, batches, checkpoint, methods, optim
-from worker.engine.base_model import check_rotary
 from worker.engine.batches import Dataset
 from worker.engine.export import export
 from worker.engine.seeds import seed_step, step_seed
@@ -76,7 +75,6 @@ def load_data(path: str, model: PreTrainedModel, start: Start, *, param: str) ->
         max_sequence_tokens=start.spec.max_sequence_tokens,
         param=param,
     )
-    check_rotary(model.config, batches.longest(data))
     return data
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from worker.contract.errors import TrainError
 from worker.engine.attention import documents_of
+from worker.engine.head import logit_shape
 from worker.engine.losses import linear_cross_entropy
 from worker.engine.packing import MicroBatch
 
@@ -104,6 +105,7 @@ def _loss(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, torc
         batch.sources_N.to(device),
         batch.targets_N.to(device),
         batch.weights_N.to(device),
+        shape=logit_shape(model.config),
     )
 
 

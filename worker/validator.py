@@ -108,6 +108,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) 
         sources = await _stage(resources, job, directory)
         max_sequence_tokens = min(resources.settings.max_sequence_tokens, base.context_tokens)
         request = PrepareRequest(
+            method=_method(job),
             base_directory=str(await bases.directory(base)),
             training_file=str(directory / "training.jsonl"),
             validation_file=str(directory / "validation.jsonl") if "validation" in sources else None,
@@ -210,17 +211,22 @@ async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSessio
         "n_epochs": spec.n_epochs,
         "batch_size": spec.batch_size,
         "learning_rate_multiplier": spec.learning_rate_multiplier,
+        **({"beta": spec.dpo.beta} if spec.dpo is not None else {}),
     }
     for part, counts in dataset.items():
-        for warning in _warnings(part, counts, spec.max_sequence_tokens):
+        for warning in _warnings(part, counts, spec):
             events.add(session, job, warning, now=now, level="warn")
     job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
     job.crashes = 0
     leases.release(session, job)
 
 
-def _warnings(part: str, counts: dict[str, Any], max_sequence_tokens: int) -> list[str]:
+def _warnings(part: str, counts: dict[str, Any], spec: TrainSpec) -> list[str]:
     found: list[str] = []
+    max_sequence_tokens = spec.max_sequence_tokens
+    nothing = (
+        "they hold no token to train on" if spec.method == "supervised" else "their answers hold nothing to compare"
+    )
     if counts["truncated"]:
         found.append(
             f"{counts['truncated']} example(s) of the {part} file are longer than {max_sequence_tokens} tokens "
@@ -229,7 +235,7 @@ def _warnings(part: str, counts: dict[str, Any], max_sequence_tokens: int) -> li
     if counts["skipped"]:
         found.append(
             f"{counts['skipped']} example(s) of the {part} file were left out: cut at {max_sequence_tokens} tokens "
-            "they hold no token to train on"
+            f"{nothing}"
         )
     if counts["special_strings_in_content"]:
         found.append(
@@ -266,4 +272,9 @@ def _resolve(job: Job, base: BaseModel, report: PrepareReport, max_sequence_toke
         num_parameters=base.num_parameters,
         seed=job.seed,
         max_sequence_tokens=max_sequence_tokens,
+        method=_method(job),
     )
+
+
+def _method(job: Job) -> auto.Method:
+    return "dpo" if job.method == "dpo" else "supervised"

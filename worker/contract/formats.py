@@ -274,14 +274,17 @@ class _PreferenceInput(_Shape):
 
 
 _Answer = Annotated[list[_Assistant], Field(min_length=1, max_length=1)]
-# One for each spelling, so that errors name the keys that the file has and any other key is one too many.
-_PREFERENCE_SHAPES: dict[tuple[str, str], type[_Shape]] = {
-    (preferred, non_preferred): create_model(
-        "_PreferenceShape",
-        __base__=_Shape,
-        input=(_PreferenceInput, ...),
-        **{preferred: (_Answer, ...), non_preferred: (_Answer, ...)},  # pyright: ignore[reportArgumentType]
-    )
+
+
+def _preference_shape(preferred: str, non_preferred: str) -> type[_Shape]:
+    fields: dict[str, Any] = {"input": (_PreferenceInput, ...)}
+    fields |= {preferred: (_Answer, ...), non_preferred: (_Answer, ...)}
+    return create_model("_PreferenceShape", __base__=_Shape, **fields)
+
+
+# One for each spelling, so that errors name the keys that the file has, and any other key is one too many.
+_PREFERENCE_SHAPES = {
+    (preferred, non_preferred): _preference_shape(preferred, non_preferred)
     for preferred in PREFERRED_KEYS
     for non_preferred in NON_PREFERRED_KEYS
 }

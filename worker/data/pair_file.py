@@ -49,7 +49,7 @@ class PairFile:
         problem = _inconsistency(arrays)
         if problem is not None:
             raise TokenFileError(f"{path}: {problem}")
-        return cls(**arrays)
+        return cls(arrays["tokens"], arrays["weights"], arrays["offsets"], arrays["answers"])
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -10,6 +10,7 @@ Over-long conversations are cut at the end, each by itself.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from worker.contract.formats import ChatRow, FormatError, PreferenceRow
 from worker.data.tokenize import Example, RowTokenizer
@@ -44,7 +45,7 @@ def tokenize(
     return [_pair(tokenizer, row, encoded, max_sequence_tokens) for row in rows]
 
 
-def _conversation(row: PreferenceRow, answer: int) -> list[dict[str, object]]:
+def _conversation(row: PreferenceRow, answer: int) -> list[dict[str, Any]]:
     """The messages with one of the answers; of the assistant's turns only the answer is trained on."""
     before = [message | {"weight": 0} if message["role"] == "assistant" else message for message in row.messages]
     return [*before, (row.preferred, row.non_preferred)[answer]]

@@ -192,8 +192,7 @@ class Run:
             tokens=sums.tokens,
             trained_tokens=sums.trained_tokens,
             seconds=time.monotonic() - began,
-            **methods.rewards(sums, self._spec),
-        )
+        ).model_copy(update=methods.rewards(sums, self._spec))
 
     def evaluate_if_due(self) -> None:
         """The sample at each interval and at the end; all rows at the end, and at epoch ends if they are few."""
@@ -238,16 +237,14 @@ class Run:
             self._between_micro_batches()
             sums += methods.evaluate(self._model, self._adapter, self._validation, group, spec=self._spec)
         self.state = self.state.model_copy(update={f"{kind}_loss": sums.mean_loss})
-        self._emit(
-            Evaluation(
-                run=self._start.run,
-                step=self.state.step,
-                kind=kind,
-                loss=sums.mean_loss,
-                token_accuracy=sums.token_accuracy,
-                **methods.rewards(sums, self._spec),
-            )
+        evaluation = Evaluation(
+            run=self._start.run,
+            step=self.state.step,
+            kind=kind,
+            loss=sums.mean_loss,
+            token_accuracy=sums.token_accuracy,
         )
+        self._emit(evaluation.model_copy(update=methods.rewards(sums, self._spec)))
 
     def _between_micro_batches(self) -> None:
         self._emit(Tick(run=self._start.run))

@@ -102,6 +102,26 @@ def test_the_spec_holds_the_resolved_numbers() -> None:
     assert (spec.eval_interval_steps, spec.checkpoint_interval_steps) == (75, 150)
 
 
+def test_preference_runs_are_shorter_and_gentler() -> None:
+    for requested, beta in ((Requested(), 0.1), (Requested(beta=0.5), 0.5)):
+        spec = build_spec(
+            requested,
+            counts(50, 200),
+            base=BaseModelRef(id="tiny", revision="abc"),
+            num_parameters=8 * B,
+            seed=7,
+            max_sequence_tokens=512,
+            method="dpo",
+        )
+        assert spec.method == "dpo"
+        assert spec.dpo is not None
+        assert (spec.dpo.beta, spec.dpo.loss, spec.dpo.label_smoothing) == (beta, "sigmoid", 0.0)
+        assert (spec.n_epochs, spec.batch_size) == (3, 1)
+        assert spec.optimizer.learning_rate == pytest.approx(2e-5)
+    assert resolve(Requested(), counts(5_000), num_parameters=B, method="dpo").batch_size == 10
+    assert resolve(Requested(), counts(1_000), num_parameters=B, method="dpo").batch_size == 8
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -114,6 +134,8 @@ def test_the_spec_holds_the_resolved_numbers() -> None:
         {"learning_rate_multiplier": float("nan")},
         {"learning_rate_multiplier": float("inf")},
         {"learning_rate_multiplier": 0},
+        {"beta": 0},
+        {"beta": 2.1},
     ],
 )
 def test_impossible_requests_are_refused(bad: dict[str, object]) -> None:

@@ -113,6 +113,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) 
         base_directory = await bases.directory(base)
         await asyncio.to_thread(_check_target_modules, extension, base_directory)
         request = PrepareRequest(
+            method=_method(job),
             base_directory=str(base_directory),
             training_file=str(directory / "training.jsonl"),
             validation_file=str(directory / "validation.jsonl") if "validation" in sources else None,
@@ -216,17 +217,22 @@ async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSessio
         "n_epochs": spec.n_epochs,
         "batch_size": spec.batch_size,
         "learning_rate_multiplier": spec.learning_rate_multiplier,
+        **({"beta": spec.dpo.beta} if spec.dpo is not None else {}),
     }
     for part, counts in dataset.items():
-        for warning in _warnings(part, counts, spec.max_sequence_tokens):
+        for warning in _warnings(part, counts, spec):
             events.add(session, job, warning, now=now, level="warn")
     job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
     job.crashes = 0
     leases.release(session, job)
 
 
-def _warnings(part: str, counts: dict[str, Any], max_sequence_tokens: int) -> list[str]:
+def _warnings(part: str, counts: dict[str, Any], spec: TrainSpec) -> list[str]:
     found: list[str] = []
+    max_sequence_tokens = spec.max_sequence_tokens
+    nothing = (
+        "they hold no token to train on" if spec.method == "supervised" else "their answers hold nothing to compare"
+    )
     if counts["truncated"]:
         found.append(
             f"{counts['truncated']} example(s) of the {part} file are longer than {max_sequence_tokens} tokens "
@@ -235,7 +241,7 @@ def _warnings(part: str, counts: dict[str, Any], max_sequence_tokens: int) -> li
     if counts["skipped"]:
         found.append(
             f"{counts['skipped']} example(s) of the {part} file were left out: cut at {max_sequence_tokens} tokens "
-            "they hold no token to train on"
+            f"{nothing}"
         )
     if counts["duplicates"]:
         found.append(f"{counts['duplicates']} example(s) of the {part} file repeat an earlier one exactly")
@@ -289,4 +295,9 @@ def _resolve(
         max_sequence_tokens=max_sequence_tokens,
         extension=extension,
         initial_adapter=auto.InitialAdapter(model=initial["model"], lora=initial["lora"]) if initial else None,
+        method=_method(job),
     )
+
+
+def _method(job: Job) -> auto.Method:
+    return "dpo" if job.method == "dpo" else "supervised"

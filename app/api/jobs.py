@@ -11,6 +11,9 @@ from app.api.times import unix, unix_or_none
 from app.db.models import Event, Job, JobStatus
 from app.errors import InvalidRequest
 from app.schemas.jobs import (
+    DpoBlockRead,
+    DpoHyperparametersRead,
+    DpoMethodRead,
     EventList,
     EventRead,
     HoneDetails,
@@ -19,7 +22,8 @@ from app.schemas.jobs import (
     JobError,
     JobList,
     JobRead,
-    MethodRead,
+    NoHyperparameters,
+    SupervisedBlockRead,
     SupervisedMethodRead,
 )
 from app.services import jobs
@@ -105,7 +109,7 @@ def _metadata_filter(request: Request) -> dict[str, str] | Literal["null"] | Non
 
 
 def _read(job: Job) -> JobRead:
-    hyperparameters = HyperparametersRead(**job.hyperparameters)
+    hyperparameters, method = _method(job)
     return JobRead(
         id=job.id,
         created_at=unix(job.created_at),
@@ -122,7 +126,7 @@ def _read(job: Job) -> JobRead:
         seed=job.seed,
         error=JobError(**job.error) if job.error else None,
         hyperparameters=hyperparameters,
-        method=MethodRead(supervised=SupervisedMethodRead(hyperparameters=hyperparameters)),
+        method=method,
         metadata=job.job_metadata,
         integrations=[],
         user_provided_suffix=job.suffix,
@@ -134,6 +138,15 @@ def _read(job: Job) -> JobRead:
             dataset=_facts(job.dataset),
         ),
     )
+
+
+def _method(job: Job) -> tuple[HyperparametersRead | NoHyperparameters, SupervisedMethodRead | DpoMethodRead]:
+    """What the job shows as its hyperparameters, and the method's block."""
+    if job.method == "dpo":
+        block = DpoBlockRead(hyperparameters=DpoHyperparametersRead(**job.hyperparameters))
+        return NoHyperparameters(), DpoMethodRead(dpo=block)
+    hyperparameters = HyperparametersRead(**job.hyperparameters)
+    return hyperparameters, SupervisedMethodRead(supervised=SupervisedBlockRead(hyperparameters=hyperparameters))
 
 
 def _facts(dataset: dict[str, Any] | None) -> dict[str, Any] | None:

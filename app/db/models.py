@@ -147,6 +147,7 @@ class Job(ProjectRow):
     validation_file_id: Mapped[str | None] = mapped_column(String(64))
     suffix: Mapped[str | None] = mapped_column(String(64))
     seed: Mapped[int]
+    method: Mapped[str] = mapped_column(String(32), default="supervised")
     # As asked for, "auto" included; replaced by the resolved numbers once the files are validated.
     hyperparameters: Mapped[dict[str, Any]]
     job_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")

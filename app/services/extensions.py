@@ -17,10 +17,12 @@ def check(extension: Extension, *, method: str, multiplier: float | Literal["aut
         raise _refusal("dpo.label_smoothing", "is for the sigmoid loss; IPO has none")
     if method != "dpo" and "dpo" in extension.model_fields_set:
         raise _refusal("dpo", f"is for the method 'dpo', but the method is '{method}'")
-    if method == "dpo" and extension.train_on_last_turn_only:
-        raise _refusal(
-            "train_on_last_turn_only", "is for the method 'supervised': of pairs only the answers are trained"
-        )
+    if method == "dpo":
+        if extension.train_on_last_turn_only:
+            what = "is for the method 'supervised': of pairs only the answers are trained"
+            raise _refusal("train_on_last_turn_only", what)
+        if extension.neftune_noise_alpha > 0:
+            raise _refusal("neftune_noise_alpha", "is for the method 'supervised'")
 
 
 def check_length(extension: Extension, *, most: int, base_model_id: str) -> None:

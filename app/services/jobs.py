@@ -12,7 +12,7 @@ from app.db.queries import scoped, server_rows
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.queue.base import VALIDATION_POOL
-from app.schemas.jobs import Hyperparameters, JobCreate
+from app.schemas.jobs import DpoHyperparameters, Hyperparameters, JobCreate
 from app.services import adapters, events, extensions, job_states, leases, lookup, objects
 from app.services.adapters import Adapter
 
@@ -50,6 +50,7 @@ async def create(
         validation_file_id=body.validation_file,
         suffix=body.suffix,
         seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        method=body.method.type if body.method else "supervised",
         hyperparameters=hyperparameters.model_dump(),
         extension=body.hone.model_dump(mode="json", exclude_unset=True) if body.hone else None,
         initial_adapter=initial_adapter.remembered() if initial_adapter else None,
@@ -147,9 +148,15 @@ def _hyperparameters(body: JobCreate) -> Hyperparameters:
     """From the method's block, or from the older field; clients of either age are served."""
     if body.integrations:
         raise InvalidRequest("Integrations are not available on this server.", param="integrations")
-    if body.method is not None and body.method.type != "supervised":
-        sentence = f"Method type '{lookup.shown(body.method.type)}' is not available on this server; 'supervised' is."
+    if body.method is not None and body.method.type not in ("supervised", "dpo"):
+        kind = lookup.shown(body.method.type)
+        sentence = f"Method type '{kind}' is not available on this server; 'supervised' and 'dpo' are."
         raise InvalidRequest(sentence, param="method.type")
+    if body.method is not None and body.method.type == "dpo":
+        if body.hyperparameters is not None:
+            sentence = "'hyperparameters' are those of the method 'supervised'; give 'method.dpo.hyperparameters'."
+            raise InvalidRequest(sentence, param="hyperparameters")
+        return (body.method.dpo and body.method.dpo.hyperparameters) or DpoHyperparameters()
     block = body.method.supervised if body.method else None
     chosen = block.hyperparameters if block else None
     if chosen is not None and body.hyperparameters is not None and chosen != body.hyperparameters:

@@ -85,6 +85,7 @@ def upgrade() -> None:
         sa.Column("validation_file_id", sa.String(length=64), nullable=True),
         sa.Column("suffix", sa.String(length=64), nullable=True),
         sa.Column("seed", sa.BigInteger(), nullable=False),
+        sa.Column("method", sa.String(length=32), nullable=False),
         sa.Column("hyperparameters", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("metadata", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("extension", sa.JSON(none_as_null=True), nullable=True),

@@ -122,6 +122,27 @@ def spec_of(
     )
 
 
+def test_preference_runs_are_shorter_and_gentler() -> None:
+    for requested, beta in ((Requested(), 0.1), (Requested(beta=0.5), 0.5)):
+        spec = build_spec(
+            requested,
+            counts(50, 200),
+            base=BaseModelRef(id="tiny", revision="abc"),
+            num_parameters=8 * B,
+            seed=7,
+            max_sequence_tokens=512,
+            extension=Extension.model_validate({"dpo": {"label_smoothing": 0.1}}),
+            method="dpo",
+        )
+        assert spec.method == "dpo"
+        assert spec.dpo is not None
+        assert (spec.dpo.beta, spec.dpo.loss, spec.dpo.label_smoothing) == (beta, "sigmoid", 0.1)
+        assert (spec.n_epochs, spec.batch_size) == (3, 1)
+        assert spec.optimizer.learning_rate == pytest.approx(2e-5)
+    assert resolve(Requested(), counts(5_000), num_parameters=B, method="dpo").batch_size == 10
+    assert resolve(Requested(), counts(1_000), num_parameters=B, method="dpo").batch_size == 8
+
+
 def test_an_extension_that_says_nothing_changes_nothing() -> None:
     spec = spec_of()
     assert spec.lora == LoraSettings(rank=16, alpha=32)
@@ -204,6 +225,8 @@ def test_the_defaults_of_extension_and_spec_are_the_same() -> None:
         {"learning_rate_multiplier": float("nan")},
         {"learning_rate_multiplier": float("inf")},
         {"learning_rate_multiplier": 0},
+        {"beta": 0},
+        {"beta": 2.1},
     ],
 )
 def test_impossible_requests_are_refused(bad: dict[str, object]) -> None:

@@ -77,7 +77,11 @@ class Started(Line):
 
 
 class Step(Line):
-    """One optimizer step. Loss and accuracy are means over the step's trained weight, before the update."""
+    """One optimizer step. Loss and accuracy are means over the step's trained weight, before the update.
+
+    For DPO they are means over its pairs: `token_accuracy` is the share of pairs whose chosen answer has the
+    higher reward, and the rewards are beta times how much likelier the policy makes an answer than its reference.
+    """
 
     type: Literal["step"] = "step"
     run: str
@@ -90,10 +94,15 @@ class Step(Line):
     tokens: int  # all real tokens of the step's examples
     trained_tokens: int  # those with a weight above zero
     seconds: float
+    reward_chosen: float | None = None  # these two for DPO only
+    reward_rejected: float | None = None
 
 
 class Evaluation(Line):
-    """Validation loss after `step`: over a fixed sample (`valid`) or over every row (`full_valid`)."""
+    """Validation loss after `step`: over a fixed sample (`valid`) or over every row (`full_valid`).
+
+    For DPO accuracy and rewards are those of `Step`.
+    """
 
     type: Literal["evaluation"] = "evaluation"
     run: str
@@ -101,6 +110,8 @@ class Evaluation(Line):
     kind: Literal["valid", "full_valid"]
     loss: float
     token_accuracy: float
+    reward_chosen: float | None = None
+    reward_rejected: float | None = None
 
 
 class Checkpoint(Line):

@@ -49,7 +49,8 @@ class OptimizerSettings(Frozen):
 class DpoSettings(Frozen):
     """Direct preference optimization: the sigmoid loss of arXiv:2305.18290, or IPO's of arXiv:2310.12036.
 
-    `label_smoothing` is the assumed share of swapped labels (conservative DPO), for the sigmoid loss.
+    `label_smoothing` is the assumed share of swapped labels (conservative DPO), for the sigmoid loss only.
+    IPO's log-probabilities are divided by the answer's trained tokens.
     """
 
     beta: float = Field(default=0.1, gt=0, le=2)

@@ -59,7 +59,7 @@ def linear_cross_entropy(
     then linear in the incoming one, so it is computed in the forward pass while the logits are
     there, at two GEMMs in all. Softmax in float32 or wider. Only the loss has a gradient.
     """
-    rows = chunk_rows or max(16, min(_MAX_CHUNK_ROWS, _MAX_CHUNK_LOGITS // head_VH.shape[0]))
+    rows = chunk_rows or chunk_rows_for(head_VH.shape[0])
     wants_gradient = torch.is_grad_enabled() and hidden_TH.requires_grad
     return _LinearCrossEntropy.apply(
         hidden_TH, head_VH, bias_V, sources_N, targets_N, weights_N, shape, rows, wants_gradient
@@ -69,6 +69,11 @@ def linear_cross_entropy(
 def wide(tensor: torch.Tensor) -> torch.Tensor:
     """At least float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def chunk_rows_for(vocab_size: int) -> int:
+    """How many positions meet the head at a time."""
+    return max(16, min(_MAX_CHUNK_ROWS, _MAX_CHUNK_LOGITS // vocab_size))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -15,7 +15,7 @@ from worker.engine.noise import Noise
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One packed row. Document d is tokens bounds[d]:bounds[d+1]; it sees only itself.
+    """One packed row. Document d is tokens bounds[d]:bounds[d+1]; it sees only itself and its prefix.
 
     `sources_N` are the positions whose next token is trained; `targets_N` are these next tokens and
     `weights_N` their weights. All tensors are on the CPU.
@@ -28,6 +28,7 @@ class MicroBatch:
     targets_N: torch.Tensor  # int64
     weights_N: torch.Tensor  # float32, above zero
     noise: Noise | None = None  # on the embeddings
+    prefixes: tuple[int | None, ...] | None = None  # for each document the one it continues; None: they all stand alone
 
 
 def first_fit_decreasing(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

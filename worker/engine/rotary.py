@@ -21,7 +21,7 @@ def follow_documents(model: PreTrainedModel) -> None:
 
     TrainError if the config asks for one that is not found.
     """
-    found = [module for module in model.modules() if _kinds(getattr(module, "rope_type", None)) & _LENGTH_DEPENDENT]
+    found = _length_dependent(model)
     for rotary in found:
         # On the instance: the class is transformers' own, and eager reference and training use the same model.
         rotary.forward = _EachDocument(rotary)
@@ -33,6 +33,14 @@ def follow_documents(model: PreTrainedModel) -> None:
             "in a way of its own.",
             param="model",
         )
+
+
+def depends_on_length(model: PreTrainedModel) -> bool:
+    return bool(_length_dependent(model))
+
+
+def _length_dependent(model: PreTrainedModel) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if _kinds(getattr(module, "rope_type", None)) & _LENGTH_DEPENDENT]
 
 
 class _EachDocument:

@@ -16,11 +16,10 @@ from transformers import PreTrainedModel
 from worker.contract.errors import Blame, TrainError
 from worker.contract.events import Checkpoint, Evaluation, Event, Finished, Start, Started, Step, Stopped, Tick
 from worker.contract.spec import Execution
-from worker.data.token_file import TokenFile, TokenFileError
-from worker.engine import adapters, batches, best, checkpoint, initial_adapter, optim, sft
+from worker.data.token_file import TokenFileError
+from worker.engine import adapters, batches, best, checkpoint, initial_adapter, methods, optim
+from worker.engine.batches import Dataset
 from worker.engine.export import export
-from worker.engine.noise import neftune
-from worker.engine.packing import pack
 from worker.engine.seeds import seed_step, step_seed
 from worker.engine.sft import Sums
 
@@ -65,9 +64,9 @@ def carry_out(
         model.eval()
 
 
-def load_data(path: str, model: PreTrainedModel, start: Start, *, param: str) -> TokenFile:
+def load_data(path: str, model: PreTrainedModel, start: Start, *, param: str) -> Dataset:
     try:
-        data = TokenFile.load(path)
+        data = methods.load(path, model, start.spec)
     except TokenFileError as error:
         raise TrainError(
             "invalid_token_file", "The examples could not be read.", param=param, blame=Blame.INTERNAL
@@ -90,8 +89,8 @@ class Run:
         model: PreTrainedModel,
         adapter: PeftModel,
         execution: Execution,
-        training: TokenFile,
-        validation: TokenFile | None,
+        training: Dataset,
+        validation: Dataset | None,
         emit: Callable[[Event], None],
         stop_request: Callable[[], StopRequest],
     ) -> None:
@@ -173,8 +172,7 @@ class Run:
         sums = Sums()
         for rows in batches.micro_batches(self._training, self._plan.rows(number), self._execution.token_budget):
             self._between_micro_batches()
-            noise = neftune(self._spec.neftune_noise_alpha, self._spec.seed, number, rows)
-            sums += sft.train(self._model, pack(self._training, rows, noise))
+            sums += methods.train(self._model, self._adapter, self._training, rows, spec=self._spec, step=number)
         if not math.isfinite(sums.loss):
             raise optim.non_finite(number, "loss")
         rate = optim.learning_rate(self._spec.optimizer, number, self._plan.total_steps)
@@ -198,7 +196,7 @@ class Run:
             tokens=sums.tokens,
             trained_tokens=sums.trained_tokens,
             seconds=time.monotonic() - began,
-        )
+        ).model_copy(update=methods.rewards(sums, self._spec))
 
     def evaluate_if_due(self) -> None:
         """The sample at each interval and at the end; all rows at the end, and at epoch ends if they are few."""
@@ -253,17 +251,16 @@ class Run:
         sums = Sums()
         for group in batches.evaluation_batches(self._validation, list(rows), self._execution.token_budget):
             self._between_micro_batches()
-            sums += sft.evaluate(self._model, pack(self._validation, group))
+            sums += methods.evaluate(self._model, self._adapter, self._validation, group, spec=self._spec)
         self.state = self.state.model_copy(update={f"{kind}_loss": sums.mean_loss})
-        self._emit(
-            Evaluation(
-                run=self._start.run,
-                step=self.state.step,
-                kind=kind,
-                loss=sums.mean_loss,
-                token_accuracy=sums.token_accuracy,
-            )
+        evaluation = Evaluation(
+            run=self._start.run,
+            step=self.state.step,
+            kind=kind,
+            loss=sums.mean_loss,
+            token_accuracy=sums.token_accuracy,
         )
+        self._emit(evaluation.model_copy(update=methods.rewards(sums, self._spec)))
 
     def _between_micro_batches(self) -> None:
         self._emit(Tick(run=self._start.run))

@@ -21,6 +21,8 @@ def check(extension: Extension, *, method: str, multiplier: float | Literal["aut
         raise _refusal(
             "train_on_last_turn_only", "is for the method 'supervised': of pairs only the answers are trained"
         )
+    if method == "dpo" and extension.neftune_noise_alpha > 0:
+        raise _refusal("neftune_noise_alpha", "is for the method 'supervised'")
 
 
 def check_length(extension: Extension, *, most: int, base_model_id: str) -> None:

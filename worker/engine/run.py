@@ -17,9 +17,8 @@ from worker.contract.errors import Blame, TrainError
 from worker.contract.events import Checkpoint, Evaluation, Event, Finished, Start, Started, Step, Stopped, Tick
 from worker.contract.spec import Execution
 from worker.data.token_file import TokenFile, TokenFileError
-from worker.engine import adapters, batches, best, checkpoint, initial_adapter, optim, sft
+from worker.engine import adapters, batches, best, checkpoint, initial_adapter, noise, optim, sft
 from worker.engine.export import export
-from worker.engine.noise import neftune
 from worker.engine.packing import pack
 from worker.engine.seeds import seed_step, step_seed
 from worker.engine.sft import Sums
@@ -49,6 +48,7 @@ def carry_out(
     The last event is returned, not emitted, so that it is true when it is sent: nothing of the run
     is left by then. TrainError where the run cannot go on.
     """
+    noise.check(start.spec)
     best.require_validation(start.spec, has_validation=start.validation_data is not None)
     training = load_data(start.training_data, model, start, param="training_file")
     validation = None
@@ -173,8 +173,8 @@ class Run:
         sums = Sums()
         for rows in batches.micro_batches(self._training, self._plan.rows(number), self._execution.token_budget):
             self._between_micro_batches()
-            noise = neftune(self._spec.neftune_noise_alpha, self._spec.seed, number, rows)
-            sums += sft.train(self._model, pack(self._training, rows, noise))
+            on_embeddings = noise.neftune(self._spec.neftune_noise_alpha, self._spec.seed, number, rows)
+            sums += sft.train(self._model, pack(self._training, rows, on_embeddings))
         if not math.isfinite(sums.loss):
             raise optim.non_finite(number, "loss")
         rate = optim.learning_rate(self._spec.optimizer, number, self._plan.total_steps)

@@ -7,10 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.engine import reference
-from tests.engine.examples import load_examples, random_examples
+from tests.engine.examples import load_examples, random_examples, spec
+from worker.contract.errors import TrainError
 from worker.contract.spec import LoraSettings
 from worker.data.token_file import TokenFile
-from worker.engine import sft
+from worker.engine import noise, sft
 from worker.engine.noise import neftune
 from worker.engine.packing import pack
 
@@ -66,12 +67,20 @@ def test_noise_belongs_to_the_example_and_the_step(base: PreTrainedModel, data: 
 
 
 def test_noise_has_the_papers_scale() -> None:
-    noise = neftune(5.0, 7, 1, [3, 8])
-    assert noise is not None
-    noise_TH = noise.sample((0, 100, 125), 64)
+    drawn = neftune(5.0, 7, 1, [3, 8])
+    assert drawn is not None
+    noise_TH = drawn.sample((0, 100, 125), 64)
     for part_LH, length in zip(noise_TH.split([100, 25]), (100, 25), strict=True):
         limit = 5.0 / (length * 64) ** 0.5
         assert 0.99 * limit < part_LH.abs().max() <= limit
         assert part_LH.std().item() == pytest.approx(limit / 3**0.5, rel=0.05)
     assert noise_TH.shape == (125, 64)
     assert neftune(0.0, 7, 1, [3]) is None
+
+
+def test_noise_is_for_supervised_training() -> None:
+    noise.check(spec(neftune_noise_alpha=5.0))
+    noise.check(spec(method="dpo"))
+    with pytest.raises(TrainError, match="for the method 'supervised'") as caught:
+        noise.check(spec(method="dpo", neftune_noise_alpha=5.0))
+    assert caught.value.param == "hone.neftune_noise_alpha"

@@ -13,6 +13,8 @@ from itertools import pairwise
 
 import torch
 
+from worker.contract.errors import TrainError
+from worker.contract.spec import TrainSpec
 from worker.engine.seeds import derive
 
 
@@ -31,6 +33,16 @@ class Noise:
             generator = torch.Generator().manual_seed(seed)
             parts.append(torch.empty(end - start, hidden).uniform_(-size, size, generator=generator))
         return torch.cat(parts)
+
+
+def check(spec: TrainSpec) -> None:
+    """TrainError for a method that has no noise: it is defined and was shown to help for supervised training."""
+    if spec.neftune_noise_alpha > 0 and spec.method != "supervised":
+        raise TrainError(
+            "unsupported_noise",
+            f"'hone.neftune_noise_alpha' is for the method 'supervised', but the method is '{spec.method}'.",
+            param="hone.neftune_noise_alpha",
+        )
 
 
 def neftune(alpha: float, seed: int, step: int, examples: Sequence[int]) -> Noise | None:

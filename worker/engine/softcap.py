@@ -4,8 +4,8 @@ No fused kernel of torch takes a softcap without compiling, so this is the plain
 by block of queries and computes each block again in the backward pass: what is kept is linear in the
 document's length, and what is held at a time is one block's scores.
 
-Shapes: A query heads, K key/value heads, L queries of a document, S keys that they or a block of them can
-see, Q queries of a block, G = A / K, E head size.
+Shapes: A query heads, K key/value heads, G = A / K, L tokens of a document, P of its prefix, Q queries of a block,
+S keys that the block can see, E head size.
 """
 
 import torch
@@ -18,25 +18,25 @@ _BLOCK_QUERIES = 512
 
 def softcapped_attention(
     query_ALE: torch.Tensor,
-    key_KSE: torch.Tensor,
-    value_KSE: torch.Tensor,
+    key_KPLE: torch.Tensor,
+    value_KPLE: torch.Tensor,
     *,
     scaling: float,
     softcap: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Attention of one document, [A, L, E]. Its queries are the last L of S positions; the window counts the token."""
+    """Attention of one document, [A, L, E], to P + L keys; the window counts the token itself."""
     length = query_ALE.shape[1]
-    before = key_KSE.shape[1] - length
+    prefix = key_KPLE.shape[1] - length
     outs = []
     for first in range(0, length, _BLOCK_QUERIES):
-        last = min(first + _BLOCK_QUERIES, length)
-        oldest = 0 if sliding_window is None else max(0, before + first - sliding_window + 1)
+        end = min(first + _BLOCK_QUERIES, length)
+        oldest = 0 if sliding_window is None else max(0, prefix + first - sliding_window + 1)
         out_AQE = checkpoint(
             _block,
-            query_ALE[:, first:last],
-            key_KSE[:, oldest : before + last],
-            value_KSE[:, oldest : before + last],
+            query_ALE[:, first:end],
+            key_KPLE[:, oldest : prefix + end],
+            value_KPLE[:, oldest : prefix + end],
             scaling,
             softcap,
             sliding_window,

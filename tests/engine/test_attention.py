@@ -77,7 +77,9 @@ def test_a_document_that_continues_another_is_computed_as_if_they_stood_alone(
     options: dict[str, Any] = {"sliding_window": window, "softcap": softcap}
     whole, _ = packed_attention(
         module(sliding_window=window),
-        *(given[:, :, 1:] for given in (query, key, value)),
+        query[:, :, 1:],
+        key[:, :, 1:],
+        value[:, :, 1:],
         None,
         documents=documents_of((0, T - 1), torch.device("cpu")),
         **options,
@@ -89,7 +91,9 @@ def test_a_document_that_continues_another_is_computed_as_if_they_stood_alone(
     for order, bounds, prefixes in orders:
         out, _ = packed_attention(
             module(sliding_window=window),
-            *(given[:, :, order] for given in (query, key, value)),
+            query[:, :, order],
+            key[:, :, order],
+            value[:, :, order],
             None,
             documents=documents_of(bounds, torch.device("cpu"), prefixes),
             **options,

@@ -241,7 +241,7 @@ def _warnings(part: str, counts: dict[str, Any], spec: TrainSpec) -> list[str]:
     if counts["skipped"]:
         found.append(
             f"{counts['skipped']} example(s) of the {part} file were left out: cut at {max_sequence_tokens} tokens "
-            f"{nothing}"
+            + nothing
         )
     if counts["duplicates"]:
         found.append(f"{counts['duplicates']} example(s) of the {part} file repeat an earlier one exactly")

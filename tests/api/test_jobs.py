@@ -98,9 +98,9 @@ async def test_blocks_of_other_methods_are_ignored(tenant: Tenant) -> None:
 
 
 async def test_a_dpo_job_shows_its_hyperparameters_in_its_method(tenant: Tenant) -> None:
-    strict = tenant.client
+    """In the client's strict mode."""
     training = await factories.file(tenant.resources, tenant.principal)
-    job = await strict.fine_tuning.jobs.create(
+    job = await tenant.client.fine_tuning.jobs.create(
         model=factories.BASE_MODEL,
         training_file=training.id,
         method={
@@ -122,8 +122,8 @@ async def test_a_dpo_job_shows_its_hyperparameters_in_its_method(tenant: Tenant)
             }
         },
     }
-    assert await strict.fine_tuning.jobs.retrieve(job.id) == job
-    defaults = await strict.fine_tuning.jobs.create(
+    assert await tenant.client.fine_tuning.jobs.retrieve(job.id) == job
+    defaults = await tenant.client.fine_tuning.jobs.create(
         model=factories.BASE_MODEL, training_file=training.id, method={"type": "dpo"}
     )
     assert defaults.method is not None

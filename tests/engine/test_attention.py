@@ -67,6 +67,40 @@ def test_softcapped_scores_equal_the_formula(monkeypatch: pytest.MonkeyPatch, bl
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in given)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 3, 9])
+def test_a_document_that_continues_another_is_computed_as_if_they_stood_alone(
+    window: int | None, softcap: float | None
+) -> None:
+    """Bounds 0, 1, 8, 20: the third document continues the second; then it does so from the other end of the row."""
+    query, key, value = inputs()
+    options: dict[str, Any] = {"sliding_window": window, "softcap": softcap}
+    whole, _ = packed_attention(
+        module(sliding_window=window),
+        query[:, :, 1:],
+        key[:, :, 1:],
+        value[:, :, 1:],
+        None,
+        documents=documents_of((0, T - 1), torch.device("cpu")),
+        **options,
+    )
+    orders = [
+        (list(range(T)), BOUNDS, (None, None, 1)),
+        ([0, *range(8, 20), *range(1, 8)], (0, 1, 13, 20), (None, 2, None)),
+    ]
+    for order, bounds, prefixes in orders:
+        out, _ = packed_attention(
+            module(sliding_window=window),
+            query[:, :, order],
+            key[:, :, order],
+            value[:, :, order],
+            None,
+            documents=documents_of(bounds, torch.device("cpu"), prefixes),
+            **options,
+        )
+        torch.testing.assert_close(out[0, [order.index(t) for t in range(1, T)]], whole[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.chat_bases import write_base
 from worker.contract.prepare import REPORT_NAME, DataLimits, PrepareReport, PrepareRequest, ProcessLimits
+from worker.data.pair_file import PairFile
 from worker.data.token_file import TokenFile
 from worker.prepare import run_prepare
 
@@ -87,6 +88,59 @@ def test_prompt_and_completion_files(prepare: Prepare) -> None:
     report = prepare(pairs, pairs)
     assert report.error is None
     assert report.training.num_examples == 10
+
+
+PAIR = {
+    "input": {"messages": ROW["messages"][:1]},
+    "preferred_output": ROW["messages"][1:],
+    "non_preferred_output": [{"role": "assistant", "content": "It is 5."}],
+}
+
+
+def test_preference_files_become_pair_files(prepare: Prepare) -> None:
+    long = {**PAIR, "input": {"messages": LONG["messages"][:1]}}
+    rambling = {**PAIR, "non_preferred_output": [{"role": "assistant", "content": "It is 5. " * 40}]}
+    report = prepare(lines(*[PAIR] * 300, long, rambling), lines(PAIR), method="dpo", max_sequence_tokens=60)
+    assert report.error is None
+    training, validation = report.training, report.validation
+    assert validation is not None
+    assert training.tokens_path is not None
+    assert validation.tokens_path is not None
+    loaded = PairFile.load(training.tokens_path)
+    assert len(loaded) == training.num_examples == 301
+    assert len(loaded.tokens) == training.num_tokens
+    assert int((loaded.weights > 0).sum()) == training.num_trained_tokens
+    assert max(loaded.num_tokens(index) for index in range(301)) == training.max_example_tokens
+    assert loaded.longest_sequence() == 60
+    assert (training.skipped, training.truncated) == (1, 1)
+    assert (validation.num_examples, len(PairFile.load(validation.tokens_path))) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            lines(*[PAIR] * 10, {**PAIR, "preferred_output": []}, {**PAIR, "input": {}}),
+            "Invalid file format. Example 11 'preferred_output': list should have at least 1 item after validation, "
+            "not 0 (line 11, field preferred_output; 2 lines are invalid)",
+        ),
+        (
+            lines(*[PAIR] * 10, {**PAIR, "non_preferred_output": PAIR["preferred_output"]}),
+            "Invalid file format. Example 11 has the same tokens in preferred_output and non_preferred_output: there "
+            "is nothing to prefer (line 11, field non_preferred_output)",
+        ),
+        (
+            lines(*[ROW] * 10),
+            "Input file is in the fine-tune-chat format, but the specified fine-tuning job is not using 'supervised' "
+            "as the training method (provided method=dpo). (line 1)",
+        ),
+    ],
+)
+def test_a_bad_preference_file_fails_the_job(prepare: Prepare, data: bytes, message: str) -> None:
+    report = prepare(data, method="dpo")
+    assert report.error is not None
+    expected = {"code": "invalid_training_file", "message": f"{INVALID} {message}", "param": "training_file"}
+    assert report.error.model_dump() == expected
 
 
 BAD_ROLE = {"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}

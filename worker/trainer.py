@@ -9,6 +9,7 @@ stream, or when the parent dies, the trainer kills its process group.
 import argparse
 import ctypes
 import gc
+import importlib
 import logging
 import os
 import queue
@@ -132,6 +133,7 @@ class Trainer:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
+        _import_peft()
         from worker.engine import execution, run  # noqa: F401 (imported before the first command)
 
         torch.use_deterministic_algorithms(not torch.cuda.is_available())
@@ -183,17 +185,29 @@ class Trainer:
     def _load_base(self, start: Start, device: "Device", dtype: "Dtype", tick: Callable[[], None]) -> "PreTrainedModel":
         from worker.engine import base_model
 
-        key = (start.spec.base.id, start.spec.base.revision, device, dtype)
+        quantization = start.spec.quantization
+        key = (start.spec.base.id, start.spec.base.revision, device, dtype, quantization or "")
         if self._base is None or self._base_key != key:
             self._forget_base()
             log.info("loading the base model")
-            self._base = base_model.load(Path(start.base_directory), device=device, dtype=dtype, tick=tick)
+            self._base = base_model.load(
+                Path(start.base_directory), device=device, dtype=dtype, quantization=quantization, tick=tick
+            )
             self._base_key = key
         return self._base
 
     def _forget_base(self) -> None:
         self._base, self._base_key = None, ()
         _free()
+
+
+def _import_peft() -> None:
+    """Import PEFT without bitsandbytes, which takes seconds more: only runs in NF4 need it, and not from PEFT."""
+    sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType] (Python's mark of a module not to be found)
+    try:
+        importlib.import_module("peft")
+    finally:
+        del sys.modules["bitsandbytes"]
 
 
 def _position(start: Start) -> tuple[int, Execution | None]:

@@ -22,7 +22,19 @@ from app.services.leases import Lease, LeaseLost
 from worker import checkpoints, guarded, publish
 from worker.bases import Bases
 from worker.contract.errors import Blame, TrainError
-from worker.contract.events import Checkpoint, Evaluation, Failed, Finished, Ready, Start, Started, Step, Stop, Stopped
+from worker.contract.events import (
+    Adjusted,
+    Checkpoint,
+    Evaluation,
+    Failed,
+    Finished,
+    Ready,
+    Start,
+    Started,
+    Step,
+    Stop,
+    Stopped,
+)
 from worker.contract.spec import TrainSpec
 from worker.log_tail import LogTail
 from worker.relay import Relay
@@ -166,6 +178,8 @@ class Runner:
                 return event
             if isinstance(event, Started):
                 await relay.started(event)
+            elif isinstance(event, Adjusted):
+                await relay.adjusted(event)
             elif isinstance(event, Evaluation | Step | Checkpoint):
                 relay.take(event)
 

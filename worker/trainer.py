@@ -8,7 +8,6 @@ stream, or when the parent dies, the trainer kills its process group.
 
 import argparse
 import ctypes
-import gc
 import importlib
 import logging
 import os
@@ -159,13 +158,25 @@ class Trainer:
         self._emit(last)
 
     def _carry_out(self, start: Start) -> Finished | Stopped:
-        from worker.engine import execution
+        from worker.engine import base_model, execution
         from worker.engine.run import Interrupted, carry_out
 
         step, stated = _position(start)
         threads = execution.num_threads(stated)
-        device, dtype = execution.device_and_dtype(stated)
+        geometry = base_model.read_geometry(Path(start.base_directory))
+        device, dtype = execution.device_and_dtype(stated, geometry)
         execution.apply(dtype, threads)
+        key = (start.spec.base.id, start.spec.base.revision, device, dtype, start.spec.quantization or "")
+        if self._base_key != key:
+            self._forget_base()
+        chosen = stated or execution.choose(
+            start.spec,
+            geometry,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            base_is_loaded=self._base is not None,
+        )
 
         def stop_request() -> "StopRequest":
             return self._inbox.stop_request(start.run)
@@ -179,21 +190,21 @@ class Trainer:
             model = self._load_base(start, device, dtype, tick)
         except Interrupted:
             return Stopped(run=start.run, step=step)
-        chosen = stated or execution.choose(model, device, dtype, threads)
+        self._base_key = key
         return carry_out(start, model, chosen, emit=self._emit, stop_request=stop_request)
 
     def _load_base(self, start: Start, device: "Device", dtype: "Dtype", tick: Callable[[], None]) -> "PreTrainedModel":
         from worker.engine import base_model
 
-        quantization = start.spec.quantization
-        key = (start.spec.base.id, start.spec.base.revision, device, dtype, quantization or "")
-        if self._base is None or self._base_key != key:
-            self._forget_base()
+        if self._base is None:
             log.info("loading the base model")
             self._base = base_model.load(
-                Path(start.base_directory), device=device, dtype=dtype, quantization=quantization, tick=tick
+                Path(start.base_directory),
+                device=device,
+                dtype=dtype,
+                quantization=start.spec.quantization,
+                tick=tick,
             )
-            self._base_key = key
         return self._base
 
     def _forget_base(self) -> None:
@@ -226,19 +237,17 @@ def _failed(start: Start, error: TrainError) -> Failed:
 
 
 def _internal(error: Exception) -> TrainError:
-    import torch
+    from worker.engine import memory
 
-    if isinstance(error, torch.OutOfMemoryError):
-        return TrainError("out_of_memory", "The GPU ran out of memory.", blame=Blame.INTERNAL)
+    if memory.is_out_of_memory(error):
+        return TrainError("out_of_memory", "The worker ran out of memory.", blame=Blame.INTERNAL)
     return TrainError("internal_error", "Training failed by an internal error.", blame=Blame.INTERNAL)
 
 
 def _free() -> None:
-    import torch
+    from worker.engine import memory
 
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    memory.free()
 
 
 if __name__ == "__main__":

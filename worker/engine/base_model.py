@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from worker.contract.errors import Blame, TrainError
+from worker.data import estimate
+from worker.data.estimate import Geometry
 from worker.engine import attention, nf4, probe
 from worker.engine.execution import Device, Dtype
 
@@ -86,6 +88,16 @@ def load(
     probe.check(model)
     tick()
     return model
+
+
+def read_geometry(directory: Path) -> Geometry:
+    """The sizes that the memory model needs. TrainError if config.json does not give them."""
+    try:
+        return estimate.read_geometry(directory)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainError(
+            "base_model_unreadable", "The base model could not be loaded.", param="model", blame=Blame.INTERNAL
+        ) from error
 
 
 def check_rotary(config: PreTrainedConfig, longest: int) -> None:

@@ -14,10 +14,21 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from worker.contract.errors import Blame, TrainError
-from worker.contract.events import Checkpoint, Evaluation, Event, Finished, Start, Started, Step, Stopped, Tick
+from worker.contract.events import (
+    Adjusted,
+    Checkpoint,
+    Evaluation,
+    Event,
+    Finished,
+    Start,
+    Started,
+    Step,
+    Stopped,
+    Tick,
+)
 from worker.contract.spec import Execution
 from worker.data.token_file import TokenFile, TokenFileError
-from worker.engine import adapters, batches, checkpoint, optim, sft
+from worker.engine import adapters, batches, checkpoint, memory, optim, sft
 from worker.engine.base_model import check_rotary
 from worker.engine.export import export
 from worker.engine.packing import pack
@@ -59,6 +70,7 @@ def carry_out(
         run.prepare()
         return run.train()
     finally:
+        memory.recompute_activations(model, False)
         adapters.detach(adapter)
         model.eval()
 
@@ -122,6 +134,7 @@ class Run:
             if state.spec.execution != self._execution:
                 log.info("execution changed from %s to %s", state.spec.execution, self._execution)
             log.info("resumed from step %d", state.step)
+        memory.recompute_activations(self._model, self._execution.gradient_checkpointing)
         trainable = sum(parameter.numel() for parameter in adapters.parameters(self._adapter).values())
         self._emit(
             Started(
@@ -149,7 +162,7 @@ class Run:
             while self.state.step < self._plan.total_steps:
                 if self._stop_request() == "checkpoint" and self.state.step == self._saved_step:
                     return self._stopped()
-                step = self.step()
+                step = memory.retrying(self.step, self._shrink)
                 self.evaluate_if_due()
                 self._emit(step)  # after its evaluations, so that whoever reads knows all of the step at once
                 stopping = self._stop_request() == "checkpoint"
@@ -203,9 +216,10 @@ class Run:
         spec, step, rows = self._spec, self.state.step, len(self._validation)
         few = rows <= _FULL_VALIDATION_SAMPLES * spec.eval_examples
         if step % spec.eval_interval_steps == 0 or self._is_last_step():
-            self._evaluate("valid", batches.evaluation_sample(rows, spec.eval_examples, spec.seed))
+            sample = batches.evaluation_sample(rows, spec.eval_examples, spec.seed)
+            memory.retrying(lambda: self._evaluate("valid", sample), self._shrink)
         if self._is_last_step() or (few and self._plan.is_epoch_end(step)):
-            self._evaluate("full_valid", range(rows))
+            memory.retrying(lambda: self._evaluate("full_valid", range(rows)), self._shrink)
 
     def save(self) -> None:
         """Write a checkpoint of the step just taken."""
@@ -248,6 +262,18 @@ class Run:
                 token_accuracy=sums.token_accuracy,
             )
         )
+
+    def _shrink(self) -> None:
+        """After running out of memory: go on with less, and say so first, so that a resumed run repeats it."""
+        self._optimizer.zero_grad(set_to_none=True)
+        memory.free()
+        longest = max(batches.longest(data) for data in (self._training, self._validation) if data is not None)
+        self._execution = memory.smaller(self._execution, largest_example=longest)
+        self._spec = self._spec.model_copy(update={"execution": self._execution})
+        self.state = self.state.model_copy(update={"spec": self._spec})
+        memory.recompute_activations(self._model, self._execution.gradient_checkpointing)
+        self._emit(Adjusted(run=self._start.run, execution=self._execution))
+        log.info("going on with %s", self._execution)
 
     def _between_micro_batches(self) -> None:
         self._emit(Tick(run=self._start.run))

@@ -54,7 +54,7 @@ def settle(model: PreTrainedModel) -> None:
         if mark in vars(model):
             delattr(model, mark)
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Nf4Linear(torch.nn.Linear):

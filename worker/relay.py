@@ -17,7 +17,7 @@ from app.db.models import Job
 from app.resources import Resources
 from app.services.leases import Lease
 from worker import checkpoints, guarded, step_records
-from worker.contract.events import Checkpoint, Evaluation, Started, Step
+from worker.contract.events import Adjusted, Checkpoint, Evaluation, Started, Step
 from worker.log_tail import LogTail
 from worker.step_records import StepRecord
 
@@ -45,6 +45,10 @@ class Relay:
     async def started(self, event: Started) -> None:
         """Store how the run is carried out before its first step, so that a resumed run repeats it exactly."""
         await guarded.write(self._resources, self.lease, partial(_record_start, event))
+
+    async def adjusted(self, event: Adjusted) -> None:
+        """Store how the run goes on before the step that is tried again, for the same reason."""
+        await guarded.write(self._resources, self.lease, partial(_record_adjustment, event))
 
     def take(self, event: Evaluation | Step | Checkpoint) -> None:
         if isinstance(event, Evaluation):  # the evaluations made after a step come before its own event
@@ -112,6 +116,11 @@ class Relay:
 async def _record_start(event: Started, _session: AsyncSession, job: Job, _now: datetime) -> None:
     job.total_steps = event.total_steps
     if job.spec is not None and job.spec.get("execution") is None:
+        job.spec = {**job.spec, "execution": event.execution.model_dump()}
+
+
+async def _record_adjustment(event: Adjusted, _session: AsyncSession, job: Job, _now: datetime) -> None:
+    if job.spec is not None:
         job.spec = {**job.spec, "execution": event.execution.model_dump()}
 
 

@@ -22,8 +22,20 @@ from app.services.leases import Lease, LeaseLost
 from worker import checkpoints, guarded, publish
 from worker.bases import Bases
 from worker.contract.errors import Blame, TrainError
-from worker.contract.events import Checkpoint, Evaluation, Failed, Finished, Ready, Start, Started, Step, Stop, Stopped
-from worker.contract.spec import BaseModelRef, TrainSpec
+from worker.contract.events import (
+    Adjusted,
+    Checkpoint,
+    Evaluation,
+    Failed,
+    Finished,
+    Ready,
+    Start,
+    Started,
+    Step,
+    Stop,
+    Stopped,
+)
+from worker.contract.spec import TrainSpec
 from worker.log_tail import LogTail
 from worker.relay import Relay
 from worker.supervisor import Trainer
@@ -35,7 +47,7 @@ _TRANSIENT_RETRY = timedelta(seconds=30)
 class HoldsTrainer(Protocol):
     """What a runner needs of its slot."""
 
-    async def trainer_for(self, base: BaseModelRef) -> Trainer: ...
+    async def trainer_for(self, spec: TrainSpec) -> Trainer: ...
 
     async def end_trainer(self) -> str: ...
 
@@ -94,7 +106,7 @@ class Runner:
         self._directory.mkdir(mode=0o700)
         spec = TrainSpec.model_validate(job.spec)
         start = await self._stage(job, spec)
-        trainer = await self._slot.trainer_for(spec.base)
+        trainer = await self._slot.trainer_for(spec)
         log = LogTail(
             self._resources, self._lease, trainer.log, self._directory / "log-segment", self._settings.max_log_bytes
         )
@@ -168,6 +180,8 @@ class Runner:
                 return event
             if isinstance(event, Started):
                 await relay.started(event)
+            elif isinstance(event, Adjusted):
+                await relay.adjusted(event)
             elif isinstance(event, Evaluation | Step | Checkpoint):
                 relay.take(event)
 

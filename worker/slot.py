@@ -13,7 +13,7 @@ from app.resources import Resources
 from app.services import leases
 from worker import workspace
 from worker.bases import Bases
-from worker.contract.spec import BaseModelRef
+from worker.contract.spec import TrainSpec
 from worker.keeper import Keeper
 from worker.runner import Runner
 from worker.supervisor import Trainer
@@ -64,15 +64,13 @@ class Slot:
             waiter.close()
             await self.end_trainer()
 
-    async def trainer_for(self, base: BaseModelRef) -> Trainer:
-        """The resident trainer, if it is alive and holds this base or none; else a fresh one."""
+    async def trainer_for(self, spec: TrainSpec) -> Trainer:
+        """The resident trainer, if it is alive and holds the base of `spec` or none; else a fresh one."""
         trainer = self._trainer
-        if trainer is not None and trainer.is_alive and trainer.base in (None, base):
-            trainer.base = base
-            return trainer
-        await self.end_trainer()
-        trainer = await self._start_trainer()
-        trainer.base = base
+        if trainer is None or not trainer.can_take(spec):
+            await self.end_trainer()
+            trainer = await self._start_trainer()
+        trainer.holds = spec
         return trainer
 
     async def end_trainer(self) -> str:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from worker.contract import events as contract
 from worker.contract.events import MAX_LINE_BYTES, Event, Start, Stop
-from worker.contract.spec import BaseModelRef
+from worker.contract.spec import TrainSpec
 
 _log = logging.getLogger(__name__)
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_HOME")
@@ -26,7 +26,7 @@ class Trainer:
 
     def __init__(self, process: asyncio.subprocess.Process, command_fd: int, event_fd: int, log: Path) -> None:
         self.log = log
-        self.base: BaseModelRef | None = None  # what it has loaded, if anything
+        self.holds: TrainSpec | None = None  # the spec it has loaded a base for, if any
         self._process = process
         self._command_fd = command_fd
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -67,6 +67,10 @@ class Trainer:
     @property
     def is_alive(self) -> bool:
         return self._process.returncode is None and not self._reading.done()
+
+    def can_take(self, spec: TrainSpec) -> bool:
+        """Whether it is alive, and the base that `spec` asks for is the one it holds, or it holds none."""
+        return self.is_alive and (self.holds is None or _same_base(self.holds, spec))
 
     async def next_event(self) -> Event | None:
         if self._reading.done() and self._events.empty():
@@ -109,6 +113,14 @@ class Trainer:
             finally:
                 transport.close()
                 self._events.put_nowait(None)
+
+
+def _same_base(one: TrainSpec, other: TrainSpec) -> bool:
+    if (one.base, one.quantization) != (other.base, other.quantization):
+        return False
+    # A spec without an execution takes what its machine chooses, which is the same for every such spec.
+    dtypes = {spec.execution.dtype for spec in (one, other) if spec.execution is not None}
+    return len(dtypes) < 2
 
 
 def _environment(threads: int, device: str | None) -> dict[str, str]:

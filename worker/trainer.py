@@ -8,7 +8,7 @@ stream, or when the parent dies, the trainer kills its process group.
 
 import argparse
 import ctypes
-import gc
+import importlib
 import logging
 import os
 import queue
@@ -132,6 +132,7 @@ class Trainer:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
+        _import_peft()
         from worker.engine import execution, run  # noqa: F401 (imported before the first command)
 
         torch.use_deterministic_algorithms(not torch.cuda.is_available())
@@ -157,13 +158,25 @@ class Trainer:
         self._emit(last)
 
     def _carry_out(self, start: Start) -> Finished | Stopped:
-        from worker.engine import execution
+        from worker.engine import base_model, execution
         from worker.engine.run import Interrupted, carry_out
 
         step, stated = _position(start)
         threads = execution.num_threads(stated)
-        device, dtype = execution.device_and_dtype(stated)
+        geometry = base_model.read_geometry(Path(start.base_directory))
+        device, dtype = execution.device_and_dtype(stated, geometry)
         execution.apply(dtype, threads)
+        key = (start.spec.base.id, start.spec.base.revision, device, dtype, start.spec.quantization or "")
+        if self._base_key != key:
+            self._forget_base()
+        chosen = stated or execution.choose(
+            start.spec,
+            geometry,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            base_is_loaded=self._base is not None,
+        )
 
         def stop_request() -> "StopRequest":
             return self._inbox.stop_request(start.run)
@@ -177,23 +190,35 @@ class Trainer:
             model = self._load_base(start, device, dtype, tick)
         except Interrupted:
             return Stopped(run=start.run, step=step)
-        chosen = stated or execution.choose(model, device, dtype, threads)
+        self._base_key = key
         return carry_out(start, model, chosen, emit=self._emit, stop_request=stop_request)
 
     def _load_base(self, start: Start, device: "Device", dtype: "Dtype", tick: Callable[[], None]) -> "PreTrainedModel":
         from worker.engine import base_model
 
-        key = (start.spec.base.id, start.spec.base.revision, device, dtype)
-        if self._base is None or self._base_key != key:
-            self._forget_base()
+        if self._base is None:
             log.info("loading the base model")
-            self._base = base_model.load(Path(start.base_directory), device=device, dtype=dtype, tick=tick)
-            self._base_key = key
+            self._base = base_model.load(
+                Path(start.base_directory),
+                device=device,
+                dtype=dtype,
+                quantization=start.spec.quantization,
+                tick=tick,
+            )
         return self._base
 
     def _forget_base(self) -> None:
         self._base, self._base_key = None, ()
         _free()
+
+
+def _import_peft() -> None:
+    """Import PEFT without bitsandbytes, which takes seconds more: only runs in NF4 need it, and not from PEFT."""
+    sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType] (Python's mark of a module not to be found)
+    try:
+        importlib.import_module("peft")
+    finally:
+        del sys.modules["bitsandbytes"]
 
 
 def _position(start: Start) -> tuple[int, Execution | None]:
@@ -212,19 +237,17 @@ def _failed(start: Start, error: TrainError) -> Failed:
 
 
 def _internal(error: Exception) -> TrainError:
-    import torch
+    from worker.engine import memory
 
-    if isinstance(error, torch.OutOfMemoryError):
-        return TrainError("out_of_memory", "The GPU ran out of memory.", blame=Blame.INTERNAL)
+    if memory.is_out_of_memory(error):
+        return TrainError("out_of_memory", "The worker ran out of memory.", blame=Blame.INTERNAL)
     return TrainError("internal_error", "Training failed by an internal error.", blame=Blame.INTERNAL)
 
 
 def _free() -> None:
-    import torch
+    from worker.engine import memory
 
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    memory.free()
 
 
 if __name__ == "__main__":

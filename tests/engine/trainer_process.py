@@ -47,10 +47,13 @@ class TrainerProcess:
         self.send(start)
         return [event for event in self.events() if not isinstance(event, Tick)]
 
-    def send(self, command: Start | Stop) -> None:
+    def wait_until_ready(self) -> None:
         if not self._is_ready:
             assert isinstance(self._next(), Ready)
             self._is_ready = True
+
+    def send(self, command: Start | Stop) -> None:
+        self.wait_until_ready()
         self.send_line(command.model_dump_json().encode() + b"\n")
 
     def send_line(self, line: bytes) -> None:

@@ -14,7 +14,7 @@ from app.services import leases
 from app.services.leases import LeaseLost
 from tests.worker.holding import held_job
 from worker import checkpoints, step_records
-from worker.contract.events import Checkpoint, Evaluation, Started, Step
+from worker.contract.events import Adjusted, Checkpoint, Evaluation, Started, Step
 from worker.contract.spec import Execution
 from worker.log_tail import LogTail
 from worker.relay import Relay
@@ -155,3 +155,14 @@ async def test_a_lost_lease_ends_the_relay(resources: Resources, tmp_path: Path)
     relay.take(step(1))
     with pytest.raises(LeaseLost):
         await relay.drain()
+
+
+async def test_an_adjusted_execution_replaces_the_one_the_run_began_with(resources: Resources, tmp_path: Path) -> None:
+    relay = await make_relay(resources, tmp_path)
+    smaller = EXECUTION.model_copy(update={"token_budget": 256})
+    await relay.adjusted(Adjusted(run="r", execution=smaller))
+    async with resources.read() as session:
+        job = await session.get(Job, relay.lease.job_id)
+    assert job is not None
+    assert job.spec is not None
+    assert job.spec["execution"] == smaller.model_dump()

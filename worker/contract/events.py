@@ -76,6 +76,14 @@ class Started(Line):
     trainable_parameters: int
 
 
+class Adjusted(Line):
+    """The run ran out of memory and goes on, from the step under way, as `execution` says."""
+
+    type: Literal["adjusted"] = "adjusted"
+    run: str
+    execution: Execution
+
+
 class Step(Line):
     """One optimizer step. Loss and accuracy are means over the step's trained weight, before the update.
 
@@ -155,11 +163,11 @@ class Failed(Line):
 
 
 Event = Annotated[
-    Ready | Tick | Started | Step | Evaluation | Checkpoint | Finished | Stopped | Failed,
+    Ready | Tick | Started | Adjusted | Step | Evaluation | Checkpoint | Finished | Stopped | Failed,
     Field(discriminator="type"),
 ]
 
 commands: TypeAdapter[Start | Stop] = TypeAdapter(Command)
-events: TypeAdapter[Ready | Tick | Started | Step | Evaluation | Checkpoint | Finished | Stopped | Failed] = (
-    TypeAdapter(Event)
-)
+events: TypeAdapter[
+    Ready | Tick | Started | Adjusted | Step | Evaluation | Checkpoint | Finished | Stopped | Failed
+] = TypeAdapter(Event)

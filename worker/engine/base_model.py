@@ -1,25 +1,38 @@
 """Load a base model from a directory of this machine, and check that it is one we can train."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from worker.contract.errors import Blame, TrainError
-from worker.engine import attention, probe, rotary
+from worker.data import estimate
+from worker.data.estimate import Geometry
+from worker.engine import attention, nf4, probe, rotary
 from worker.engine.execution import Device, Dtype
 
 
-def load(directory: Path, *, device: Device, dtype: Dtype, tick: Callable[[], None]) -> PreTrainedModel:
+def load(
+    directory: Path,
+    *,
+    device: Device,
+    dtype: Dtype,
+    quantization: Literal["nf4"] | None = None,
+    tick: Callable[[], None],
+) -> PreTrainedModel:
     """The frozen model on `device` in `dtype`, with packed attention; `tick` is called as weights arrive.
 
+    With `quantization`, all linear layers but the head are held in 4 bits and compute in `dtype`.
     Nothing is fetched and no code of the model's repository runs. TrainError for a directory that
     is not a whole model, weights that are not finite, or a model whose layers we cannot honour.
     """
     attention.register()
+    if quantization is not None:
+        nf4.require(torch.device(device))
     previous = transformers_logging.set_tqdm_hook(
         lambda factory, args, kwargs: _Ticking(factory(*args, **kwargs), tick)
     )
@@ -36,7 +49,12 @@ def load(directory: Path, *, device: Device, dtype: Dtype, tick: Callable[[], No
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            **({"device_map": {"": "cuda:0"}} if device == "cuda" else {}),
+            **(
+                {"device_map": {"": "cuda:0" if device == "cuda" else "cpu"}}
+                if device == "cuda" or quantization
+                else {}
+            ),
+            **({"quantization_config": nf4.loading_config(getattr(torch, dtype))} if quantization else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -56,13 +74,27 @@ def load(directory: Path, *, device: Device, dtype: Dtype, tick: Callable[[], No
             param="model",
             blame=Blame.INTERNAL,
         )
+    if quantization is not None:
+        nf4.settle(model)
     model.requires_grad_(False)
     rotary.follow_documents(model)
     _check_weights(model)
-    _check_finite(model, tick)
+    _check_finite(model.named_parameters(), tick)
+    if quantization is not None:  # which hides what is not a number in a layer that is now in 4 bits
+        _check_finite(_stored_weights(directory), tick)
     probe.check(model)
     tick()
     return model
+
+
+def read_geometry(directory: Path) -> Geometry:
+    """The sizes that the memory model needs. TrainError if config.json does not give them."""
+    try:
+        return estimate.read_geometry(directory)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainError(
+            "base_model_unreadable", "The base model could not be loaded.", param="model", blame=Blame.INTERNAL
+        ) from error
 
 
 class _Ticking:
@@ -109,10 +141,19 @@ def _check_weights(model: PreTrainedModel) -> None:
                 )
 
 
-def _check_finite(model: PreTrainedModel, tick: Callable[[], None]) -> None:
-    for name, parameter in model.named_parameters():
+def _stored_weights(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and tensor.numel():
+                    yield name, tensor
+
+
+def _check_finite(weights: Iterable[tuple[str, torch.Tensor]], tick: Callable[[], None]) -> None:
+    for name, weight in weights:
         # min and max carry NaN and infinity on, without a mask as large as the weight
-        low, high = parameter.aminmax()
+        low, high = weight.aminmax()
         if not torch.isfinite(torch.stack((low, high))).all():
             raise TrainError(
                 "base_model_not_finite",

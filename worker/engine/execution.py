@@ -1,17 +1,18 @@
-"""How this machine carries out a run whose spec leaves that open: device, dtype, threads, token budget.
+"""How this machine carries out a run whose spec leaves that open: device, dtype, threads, memory.
 
 A spec that states its execution is carried out exactly so; this module then chooses nothing.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from worker.contract.errors import Blame, TrainError
-from worker.contract.spec import Execution
+from worker.contract.spec import Execution, TrainSpec
+from worker.data.estimate import Geometry, MemoryEstimate, estimate
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -19,21 +20,33 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 # Beyond these a longer pack is no faster: the matrix products are full.
 _MAX_TOKEN_BUDGET: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
 _MIN_TOKEN_BUDGET = 256
-_SHARE_OF_FREE_MEMORY = 0.6
+# The memory model is right to a fifth.
+_SHARE_OF_FREE_MEMORY = 0.8
+# From here on a base is large: in float32 it takes 4 GB and more, and bfloat16's speed is worth its rounding.
+_LARGE_BASE_PARAMETERS = 1_000_000_000
 
 
 def available_device() -> Device:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_and_dtype(stated: Execution | None) -> tuple[Device, Dtype]:
-    """What the base must be loaded as: bfloat16 on CUDA, float32 on CPU, or what the spec states."""
+def device_and_dtype(stated: Execution | None, geometry: Geometry) -> tuple[Device, Dtype]:
+    """What the base must be loaded as: what the spec states, or else bfloat16 on CUDA and float32 on CPU.
+
+    On a CPU a base of a billion parameters and more is held in bfloat16 where the hardware computes in it.
+    """
     if stated is None:
         device = available_device()
-        return device, "bfloat16" if device == "cuda" else "float32"
+        narrow = device == "cuda" or (geometry.parameters >= _LARGE_BASE_PARAMETERS and _cpu_computes_in_bfloat16())
+        return device, "bfloat16" if narrow else "float32"
     if stated.device == "cuda" and not torch.cuda.is_available():
         raise TrainError("device_unavailable", "This run was begun on a GPU and needs one.", blame=Blame.TRANSIENT)
     return stated.device, stated.dtype
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+    # Elsewhere torch emulates it, many times slower than float32.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def num_threads(stated: Execution | None) -> int:
@@ -50,34 +63,66 @@ def apply(dtype: Dtype, threads: int) -> None:
     torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
 
 
-def choose(model: PreTrainedModel, device: Device, dtype: Dtype, threads: int) -> Execution:
-    """The execution of a run on the loaded `model`."""
-    return Execution(device=device, dtype=dtype, token_budget=_token_budget(model, device, dtype), num_threads=threads)
-
-
-def _token_budget(model: PreTrainedModel, device: Device, dtype: Dtype) -> int:
-    """The largest power of two whose activations fit into 60% of the free memory, within bounds.
+def choose(
+    spec: TrainSpec, geometry: Geometry, *, device: Device, dtype: Dtype, threads: int, base_is_loaded: bool
+) -> Execution:
+    """The fastest execution that fits into the free memory: the largest token budget, all activations kept if they can.
 
     A power of two, so that the same machine chooses the same budget although its free memory varies.
+    TrainError("does_not_fit") if none does, with the numbers and with what would fit.
     """
-    affordable = int(_SHARE_OF_FREE_MEMORY * _free_memory_bytes(device) / _activation_bytes_per_token(model, dtype))
-    budget = min(_MAX_TOKEN_BUDGET[device], max(_MIN_TOKEN_BUDGET, affordable))
-    return 1 << (budget.bit_length() - 1)
+    free = int(_SHARE_OF_FREE_MEMORY * _free_memory_bytes(device))
+
+    def fits(predicted: MemoryEstimate) -> bool:
+        return predicted.total - (predicted.weights if base_is_loaded else 0) <= free
+
+    for checkpointing in (False, True):
+        budget = _MAX_TOKEN_BUDGET[device]
+        while budget >= _MIN_TOKEN_BUDGET:
+            chosen = Execution(
+                device=device,
+                dtype=dtype,
+                token_budget=budget,
+                num_threads=threads,
+                gradient_checkpointing=checkpointing,
+            )
+            if fits(estimate(spec, geometry, chosen)):
+                return chosen
+            budget //= 2
+    smallest = Execution(
+        device=device,
+        dtype=dtype,
+        token_budget=_MIN_TOKEN_BUDGET,
+        num_threads=threads,
+        gradient_checkpointing=True,
+    )
+    needed = estimate(spec, geometry, smallest)
+    remedies = _remedies(spec, lambda other: fits(estimate(other, geometry, smallest)))
+    raise TrainError(
+        "does_not_fit",
+        f"This run needs about {_gigabytes(needed.total)} of memory ({_gigabytes(needed.weights)} of them for the base "
+        f"model's weights, {_gigabytes(needed.activations)} for examples of up to {spec.max_sequence_tokens} tokens) "
+        f"and this worker can give it {_gigabytes(free + (needed.weights if base_is_loaded else 0))}. "
+        + (f"It would fit with {' or with '.join(remedies)}." if remedies else "Choose a smaller base model."),
+        param="model",
+    )
 
 
-def _activation_bytes_per_token(model: PreTrainedModel, dtype: Dtype) -> int:
-    """What autograd keeps of one token, all layers.
+def _remedies(spec: TrainSpec, fits: Callable[[TrainSpec], bool]) -> list[str]:
+    """What a job's owner could ask for instead, in words: NF4, shorter examples, or if it must be, both."""
+    in_nf4 = spec.model_copy(update={"quantization": "nf4"})
+    found = ["the base model held in NF4"] if spec.quantization is None and fits(in_nf4) else []
+    for other, also in ((spec, ""), (in_nf4, "the base model held in NF4 and ")):
+        length = 1 << (spec.max_sequence_tokens - 1).bit_length() - 1
+        while length >= _MIN_TOKEN_BUDGET and not fits(other.model_copy(update={"max_sequence_tokens": length})):
+            length //= 2
+        if length >= _MIN_TOKEN_BUDGET and not (also and found):
+            found.append(f"{also}examples of at most {length} tokens (max_sequence_tokens)")
+    return found
 
-    A layer of hidden size h and MLP size f keeps about 10 h (norms, q, k, v, attention, residuals) and
-    4 f (gate, activation, up, product) elements in the base's dtype. LoRA's float32 path keeps its six
-    inputs of size h and one of size f once more where the base is narrower.
-    """
-    config = model.config.get_text_config()
-    hidden = config.hidden_size
-    mlp = getattr(config, "intermediate_size", None) or 4 * hidden
-    width = 4 if dtype == "float32" else 2
-    lora_copies = 0 if dtype == "float32" else 4 * (6 * hidden + mlp)
-    return config.num_hidden_layers * (width * (10 * hidden + 4 * mlp) + lora_copies)
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def _free_memory_bytes(device: Device) -> int:

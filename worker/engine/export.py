@@ -51,18 +51,20 @@ def model_card(state: State, card: dict[str, str]) -> str:
     facts = {
         "Base model": spec.base.id,
         "Base revision": spec.base.revision,
+        **({"Base held in": "nf4 (QLoRA)"} if spec.quantization == "nf4" else {}),
         "Steps": str(state.step),
         "Trained tokens": str(state.trained_tokens),
         **({"Adapter of step": f"{state.best_step}, the best by validation loss"} if spec.keep_best else {}),
         **{name: f"{loss:.6f}" for name, loss in losses.items() if loss is not None},
         **card,
     }
+    tags = "lora, qlora, hone" if spec.quantization else "lora, hone"
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())
     return f"""---
 base_model: {json.dumps(spec.base.id)}
 library_name: peft
 pipeline_tag: text-generation
-tags: [lora, hone]
+tags: [{tags}]
 ---
 
 # LoRA adapter

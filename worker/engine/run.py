@@ -14,10 +14,21 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from worker.contract.errors import Blame, TrainError
-from worker.contract.events import Checkpoint, Evaluation, Event, Finished, Start, Started, Step, Stopped, Tick
+from worker.contract.events import (
+    Adjusted,
+    Checkpoint,
+    Evaluation,
+    Event,
+    Finished,
+    Start,
+    Started,
+    Step,
+    Stopped,
+    Tick,
+)
 from worker.contract.spec import Execution
 from worker.data.token_file import TokenFileError
-from worker.engine import adapters, batches, best, checkpoint, initial_adapter, methods, optim
+from worker.engine import adapters, batches, best, checkpoint, initial_adapter, memory, methods, optim
 from worker.engine.batches import Dataset
 from worker.engine.export import export
 from worker.engine.seeds import seed_step, step_seed
@@ -60,6 +71,7 @@ def carry_out(
         run.prepare()
         return run.train()
     finally:
+        memory.recompute_activations(model, False)
         adapters.detach(adapter)
         model.eval()
 
@@ -124,6 +136,7 @@ class Run:
             if state.spec.execution != self._execution:
                 log.info("execution changed from %s to %s", state.spec.execution, self._execution)
             log.info("resumed from step %d", state.step)
+        memory.recompute_activations(self._model, self._execution.gradient_checkpointing)
         trainable = sum(parameter.numel() for parameter in adapters.parameters(self._adapter).values())
         self._emit(
             Started(
@@ -151,7 +164,7 @@ class Run:
             while not self._is_last_step():
                 if self._stop_request() == "checkpoint" and self.state.step == self._saved_step:
                     return self._stopped()
-                step = self.step()
+                step = memory.retrying(self.step, self._shrink)
                 self.evaluate_if_due()
                 self._emit(step)  # after its evaluations, so that whoever reads knows all of the step at once
                 stopping = self._stop_request() == "checkpoint"
@@ -205,11 +218,12 @@ class Run:
         spec, step, rows = self._spec, self.state.step, len(self._validation)
         few = rows <= _FULL_VALIDATION_SAMPLES * spec.eval_examples
         if step % spec.eval_interval_steps == 0 or self._is_last_step():
-            self._evaluate("valid", batches.evaluation_sample(rows, spec.eval_examples, spec.seed))
+            sample = batches.evaluation_sample(rows, spec.eval_examples, spec.seed)
+            memory.retrying(lambda: self._evaluate("valid", sample), self._shrink)
             self.state = best.judged(self.state)
             self._best.keep(self._adapter, self.state)
         if self._is_last_step() or (few and self._plan.is_epoch_end(step)):
-            self._evaluate("full_valid", range(rows))
+            memory.retrying(lambda: self._evaluate("full_valid", range(rows)), self._shrink)
 
     def save(self) -> None:
         """Write a checkpoint of the step just taken."""
@@ -261,6 +275,18 @@ class Run:
             token_accuracy=sums.token_accuracy,
         )
         self._emit(evaluation.model_copy(update=methods.rewards(sums, self._spec)))
+
+    def _shrink(self) -> None:
+        """After running out of memory: go on with less, and say so first, so that a resumed run repeats it."""
+        self._optimizer.zero_grad(set_to_none=True)
+        memory.free()
+        longest = max(batches.longest(data) for data in (self._training, self._validation) if data is not None)
+        self._execution = memory.smaller(self._execution, largest_example=longest)
+        self._spec = self._spec.model_copy(update={"execution": self._execution})
+        self.state = self.state.model_copy(update={"spec": self._spec})
+        memory.recompute_activations(self._model, self._execution.gradient_checkpointing)
+        self._emit(Adjusted(run=self._start.run, execution=self._execution))
+        log.info("going on with %s", self._execution)
 
     def _between_micro_batches(self) -> None:
         self._emit(Tick(run=self._start.run))

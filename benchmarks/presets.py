@@ -1,0 +1,77 @@
+"""The models and data that all benchmarks share: random weights, seeded, built in seconds, offline."""
+
+import math
+import random
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+
+Example = tuple[list[int], list[float]]  # token ids, and their weights in the loss
+
+# Backbone and head: 23.6M + 4.2M; 9.4M + 12.3M; 2.9M + 38.9M (tied).
+PRESETS: dict[str, PreTrainedConfig] = {
+    "deep": LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+        max_position_embeddings=4096,
+    ),
+    "v32k": LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        max_position_embeddings=4096,
+    ),
+    "v151k": Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+    ),
+    # The geometry of Qwen 2.5 0.5B.
+    "qwen05b": Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=32_768,
+    ),
+}
+
+
+def build_preset(name: str, directory: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """Write the preset's config and weights to `directory`, in `dtype`, and return it."""
+    config = PRESETS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(directory)
+    return directory
+
+
+def lognormal_examples(
+    count: int, *, vocab_size: int, seed: int = 0, mean: float = 200, sigma: float = 1.0, longest: int = 1024
+) -> list[Example]:
+    """Random tokens with log-normal lengths, cut at `longest`; the second half of each example is trained."""
+    source = random.Random(seed)
+    examples = []
+    for _ in range(count):
+        length = max(16, min(longest, round(source.lognormvariate(math.log(mean) - sigma**2 / 2, sigma))))
+        tokens = [source.randrange(vocab_size) for _ in range(length)]
+        examples.append((tokens, [0.0] * (length // 2) + [1.0] * (length - length // 2)))
+    return examples

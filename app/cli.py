@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from app import adapter_import, server
 from app import doctor as health
-from app import server
 from app.db import migrations
 from app.errors import ApiError
 from app.observability import configure_logging
@@ -18,8 +19,10 @@ from app.resources import open_resources
 from app.services import base_models, keys
 from app.settings import Settings
 from worker.data import base_model_source
+from worker.data.adapter_source import BadAdapter
+from worker.data.base_model_source import BadBaseModel
 
-cli = typer.Typer(no_args_is_help=True, add_completion=True, help="Hone: a self-hosted fine-tuning service.")
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hone: a self-hosted fine-tuning service.")
 models = typer.Typer(no_args_is_help=True, help="The base models that jobs may name.")
 api_keys = typer.Typer(no_args_is_help=True, help="Keys for the API.")
 cli.add_typer(models, name="models")
@@ -34,7 +37,7 @@ DataDirectory = Annotated[
 def main() -> None:
     try:
         cli()
-    except (migrations.OldSchema, base_model_source.BadBaseModel, ApiError, server.CannotStart) as error:
+    except (migrations.OldSchema, BadBaseModel, BadAdapter, ApiError, server.CannotStart) as error:
         console.print(f"hone: {error}", style="red")
         sys.exit(1)
 
@@ -104,6 +107,24 @@ def add_model(
     console.print(f"{model_id} is registered: {facts.num_parameters / 1e6:.1f} million parameters, {revision[:12]}.")
 
 
+@models.command("import-adapter")
+def import_adapter(
+    name: Annotated[str, typer.Argument(help="A part of the model's name: letters, digits, hyphens, full stops.")],
+    base: Annotated[str, typer.Option(help="The registered base model that the adapter was trained on.")],
+    source: Annotated[Path, typer.Option(help="A PEFT directory: adapter_config.json, adapter_model.safetensors.")],
+    data: DataDirectory = None,
+) -> None:
+    """Make a model of a LoRA adapter that was trained elsewhere: to download, or to continue from."""
+    settings = _settings(data)
+    migrations.upgrade(settings.resolved_database_url)
+
+    async def run() -> str:
+        async with open_resources(settings) as resources:
+            return (await adapter_import.run(resources, name=name, base_id=base, source=source)).id
+
+    console.print(f"{asyncio.run(run())} is imported.")
+
+
 @models.command("list")
 def list_models(data: DataDirectory = None) -> None:
     """Show the registered base models."""
@@ -153,7 +174,11 @@ def create_key(
 
 def _settings(data: Path | None, *, host: str | None = None, port: int | None = None) -> Settings:
     given = {"data_directory": data, "host": host, "port": port}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = (f"HONE_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+        raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
     configure_logging(settings.log_level)
     return settings
 

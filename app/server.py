@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import os
 import signal
 import socket
 import sys
@@ -72,9 +73,16 @@ async def ensure_tiny_model(resources: Resources, console: Console) -> None:
     if not (directory / "model.safetensors").exists():
         console.print(f"Building the tiny base model {TINY_MODEL}; this takes about a minute, once.")
         build = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker.tiny_model", "--output", str(directory)), stdin=asyncio.subprocess.DEVNULL
+            *(sys.executable, "-m", "worker.tiny_model", "--output", str(directory)),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},  # spinning threads slow a busy machine by far
         )
-        if await build.wait() != 0:
+        try:
+            status = await build.wait()
+        finally:
+            if build.returncode is None:  # we were told to stop
+                build.kill()
+        if status != 0:
             raise CannotStart("The tiny base model could not be built; HONE_TINY_MODEL=false starts without it.")
     facts = base_model_source.inspect(directory, base_model_source.directory_revision(directory))
     async with resources.write() as session:

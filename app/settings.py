@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Documented in docs/settings.md, which is generated from the descriptions below."""
 
-    model_config = SettingsConfigDict(env_prefix="HONE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="HONE_", env_ignore_empty=True, extra="ignore")
 
     data_directory: Path = Field(
         default=Path("~/.hone"), description="Where the database, files, adapters and caches of this machine lie."

@@ -23,7 +23,7 @@ DESK_FORMAT = re.compile(
     r"Next step: [^\n]+"
 )
 MAX_ANSWER_TOKENS = 160
-BATCH = 10
+BATCH = 40
 Messages = list[dict[str, Any]]
 
 

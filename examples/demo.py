@@ -29,7 +29,7 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent / ".hone" / "demo"
 BASE_MODEL = "hone-tiny"
-HYPERPARAMETERS = {"n_epochs": 4, "batch_size": 4}
+HYPERPARAMETERS = {"n_epochs": 3, "batch_size": 4}
 START_SECONDS = 300  # the first start builds the tiny base model
 TRAINING_SECONDS = 600
 SHOWN_ANSWERS = 3
@@ -213,6 +213,7 @@ def compare(adapter: Path) -> None:
     with console.status("Loading the adapter with plain PEFT and answering all validation conversations ..."):
         child = subprocess.run(
             [sys.executable, HERE / "compare.py", base, adapter, HERE / "support.valid.jsonl"],
+            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},  # threads that spin while they wait slow a busy machine
             capture_output=True,
             text=True,
             check=False,

@@ -20,6 +20,8 @@ from app.storage.base import StoredObject
 
 BASE_MODEL = "hone-tiny"
 BASE_MODEL_WITH_SLASH = "acme/Tiny-1B"
+# The adapter settings of every job that has made something.
+LORA = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": "all-linear", "rslora": False, "dora": False}
 
 
 def jsonl(rows: int = 12) -> bytes:
@@ -127,7 +129,9 @@ async def add_events(resources: Resources, job_id: str, count: int) -> None:
             events.add(session, row, message, now=utc_now(), type="metrics", data=data)
 
 
-async def checkpoint(resources: Resources, of: Job, *, step: int, adapter_key: str | None = None) -> Checkpoint:
+async def checkpoint(
+    resources: Resources, of: Job, *, step: int, adapter_key: str | None = None, model_name: str | None = None
+) -> Checkpoint:
     key = adapter_key or storage_keys.job_object(of.id, of.fence, f"adapter-{step}")
     adapter = await stored(resources, key, f"adapter at step {step}".encode())
     state = await stored(resources, storage_keys.job_object(of.id, of.fence, f"state-{step}"), b"state")
@@ -136,7 +140,7 @@ async def checkpoint(resources: Resources, of: Job, *, step: int, adapter_key: s
         project_id=of.project_id,
         job_id=of.id,
         step=step,
-        model_name=f"ft:{BASE_MODEL}:test::{secrets.token_hex(4)}:ckpt-step-{step}",
+        model_name=model_name or f"ft:{BASE_MODEL}:test::{secrets.token_hex(4)}:ckpt-step-{step}",
         metrics={"step": step, "train_loss": 0.25, "train_mean_token_accuracy": 0.75},
         adapter_key=adapter.key,
         adapter_sha256=adapter.sha256,
@@ -200,7 +204,7 @@ async def succeeded_job(resources: Resources, principal: Principal) -> tuple[Job
         total_steps=36,
         started_at=now,
         finished_at=now,
-        spec={"version": 1, "n_epochs": 3},
+        spec={"version": 1, "n_epochs": 3, "lora": LORA},
         dataset={"training": {"examples": 12, "tokens": {"key": "jobs/x/1/training.tokens", "sha256": "0"}}},
         suffix="my-suffix",
         fence=1,

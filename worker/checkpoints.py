@@ -9,16 +9,17 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import after_commit
 from app.db.models import Checkpoint, Job, Organization
 from app.db.queries import of_job, server_rows
 from app.ids import new_id, random_text
 from app.resources import Resources
-from app.services import events
+from app.services import events, objects
 from app.services.leases import Lease
 from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing, StoredObject
-from worker import archive, guarded, step_records
+from worker import guarded, step_records
+from worker.contract.errors import TrainError
+from worker.data import archive
 
 _log = logging.getLogger(__name__)
 
@@ -32,14 +33,14 @@ async def upload_directory(resources: Resources, lease: Lease, directory: Path, 
     return stored
 
 
-async def save(resources: Resources, lease: Lease, *, step: int, directory: Path) -> None:
+async def save(resources: Resources, lease: Lease, *, step: int, is_last: bool, directory: Path) -> None:
     """Upload a checkpoint whole, then register it. The caller has written the figures of its step.
 
     A crash in between leaves objects that no row names; the run resumes from the checkpoint before.
     """
     adapter = await upload_directory(resources, lease, directory / "adapter", f"checkpoints/{step}/adapter.zip")
     state = await upload_directory(resources, lease, directory / "state", f"checkpoints/{step}/state.zip")
-    await guarded.write(resources, lease, partial(_register, step, adapter, state))
+    await guarded.write(resources, lease, partial(_register, step, is_last, adapter, state))
     await asyncio.to_thread(shutil.rmtree, directory)
 
 
@@ -65,6 +66,22 @@ async def restore(resources: Resources, job_id: str, directory: Path) -> Path | 
     return None
 
 
+async def initial_adapter(resources: Resources, job: Job, directory: Path) -> Path | None:
+    """Unpack the adapter that a job continues from, or return None when it begins with a fresh one."""
+    initial = job.initial_adapter
+    if initial is None:
+        return None
+    packed, target = directory / "initial-adapter.zip", directory / "initial-adapter"
+    try:
+        await resources.storage.get_file(initial["key"], packed, sha256=initial["sha256"])
+    except (ObjectMissing, ObjectCorrupt) as error:
+        message = f"The job failed because the adapter of {initial['model']} is damaged in storage."
+        raise TrainError("checksum_mismatch", message, param="model") from error
+    await asyncio.to_thread(archive.unpack, packed, target)
+    packed.unlink()
+    return target
+
+
 async def model_name(session: AsyncSession, job: Job) -> str:
     """ft:<base>:<organization>:<suffix or nothing>:<8 random characters>, as at OpenAI."""
     query = server_rows(Organization).where(Organization.id == job.organization_id)
@@ -73,15 +90,21 @@ async def model_name(session: AsyncSession, job: Job) -> str:
 
 
 async def _register(
-    step: int, adapter: StoredObject, state: StoredObject, session: AsyncSession, job: Job, now: datetime
+    step: int,
+    is_last: bool,
+    adapter: StoredObject,
+    state: StoredObject,
+    session: AsyncSession,
+    job: Job,
+    now: datetime,
 ) -> None:
     checkpoint = await session.scalar(of_job(Checkpoint, job.id).where(Checkpoint.step == step))
     figures = await step_records.step_figures(session, job.id, step)
+    replaced: set[str] = set()
     if checkpoint is None:
-        checkpoint = await _new_checkpoint(session, job, step, now)
+        checkpoint = await _new_checkpoint(session, job, step, is_last, now)
     else:  # this run went back behind a damaged checkpoint, and has made it anew
-        for old in {checkpoint.adapter_key, checkpoint.state_key} - {adapter.key, state.key}:
-            after_commit.delete_object(session, old)
+        replaced = {checkpoint.adapter_key, checkpoint.state_key} - {adapter.key, state.key}
     checkpoint.metrics = figures
     checkpoint.adapter_key, checkpoint.adapter_sha256, checkpoint.adapter_bytes = (
         adapter.key,
@@ -91,12 +114,13 @@ async def _register(
     checkpoint.state_key, checkpoint.state_sha256, checkpoint.state_bytes = state.key, state.sha256, state.bytes
     session.add(checkpoint)
     job.crashes = 0
+    for old in replaced:
+        await objects.let_go(session, project_id=job.project_id, storage_key=old)
 
 
-async def _new_checkpoint(session: AsyncSession, job: Job, step: int, now: datetime) -> Checkpoint:
+async def _new_checkpoint(session: AsyncSession, job: Job, step: int, is_last: bool, now: datetime) -> Checkpoint:
     name = await model_name(session, job)
-    is_last = step == job.total_steps  # it carries the name of the model that the job makes
-    if not is_last:
+    if not is_last:  # the last one carries the name of the model that the job makes
         name = f"{name}:ckpt-step-{step}"
         events.add(session, job, f"Checkpoint created at step {step} with Snapshot ID: {name}", now=now)
     return Checkpoint(

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import Job
 from app.resources import Resources
-from app.services import leases
+from app.services import leases, objects
 from app.services.leases import Lease
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,9 @@ async def write(
         try:
             async with resources.write() as session:
                 job, now = await leases.hold(session, lease)
-                return await change(session, job, now)
+                result = await change(session, job, now)
+                await objects.let_go_after(session, job)
+                return result
         except (DBAPIError, OSError, TimeoutError) as error:
             if isinstance(error, DBAPIError) and not _is_passing(error):
                 raise

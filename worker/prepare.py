@@ -15,10 +15,22 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from worker.contract.formats import CompletionRow, Fault, FormatError, SupervisedRow, parse_row
+import orjson
+
+from worker.contract.formats import (
+    ChatRow,
+    CompletionRow,
+    Fault,
+    FormatError,
+    PreferenceRow,
+    SupervisedRow,
+    parse_preference,
+    parse_row,
+)
 from worker.contract.prepare import (
     MAX_LISTED_ERRORS,
     REPORT_NAME,
@@ -29,7 +41,8 @@ from worker.contract.prepare import (
     RowError,
     Verdict,
 )
-from worker.data import rows, token_file
+from worker.data import pair_file, pairs, rows, token_file
+from worker.data.pairs import PairExample
 from worker.data.tokenize import Example, RowTokenizer
 
 MIN_TRAINING_EXAMPLES = 10
@@ -38,6 +51,7 @@ BATCH_BYTES = 4 << 20
 MAX_THREADS = 4
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ENDING_FAULTS = (Fault.FILE, Fault.METHOD)  # all lines after this one would be refused alike
+Row = SupervisedRow | PreferenceRow
 FORMAT_NAMES = {True: "prompt/completion pairs", False: "chat messages"}
 
 
@@ -62,7 +76,9 @@ def run_prepare(request: PrepareRequest) -> PrepareReport:
     a path or the base directory is unusable.
     """
     output = Path(request.output_directory)
-    tokenizer = RowTokenizer(request.base_directory, request.rendering_date)
+    tokenizer = RowTokenizer(
+        request.base_directory, request.rendering_date, last_turn_only=request.train_on_last_turn_only
+    )
     training = _FileRun("training_file", Path(request.training_file), output / "training.safetensors")
     training.prepare(tokenizer, request)
     error = training.verdict(min_examples=MIN_TRAINING_EXAMPLES)
@@ -115,19 +131,33 @@ class _FileRun:
     truncated: int = 0
     skipped: int = 0
     special_strings: int = 0
+    duplicates: int = 0
+    seen: set[bytes] = field(default_factory=set)  # hashes of the examples so far, of 16 bytes each
 
     def prepare(self, tokenizer: RowTokenizer, request: PrepareRequest) -> None:
         with self.source.open("rb") as file:
-            token_file.write(self.target, self._examples(file, tokenizer, request))
+            examples = self._examples(file, tokenizer, request)
+            if request.method == "dpo":
+                found = (one for one in examples if isinstance(one, PairExample))
+                pair_file.write(self.target, ((one.prompt, one.chosen, one.rejected) for one in found))
+            else:
+                found = (one for one in examples if isinstance(one, Example))
+                token_file.write(self.target, ((one.tokens, one.weights) for one in found))
         if self.num_errors:
             self.target.unlink()
 
     def _examples(
         self, file: BinaryIO, tokenizer: RowTokenizer, request: PrepareRequest
-    ) -> Iterator[tuple[list[int], list[float]]]:
+    ) -> Iterator[Example | PairExample]:
+        limit = request.max_sequence_tokens
         for batch in self._batches(file, request):
-            good = [row for _, row in batch if not isinstance(row, FormatError)]
-            encoded = iter(tokenizer.tokenize(good, max_sequence_tokens=request.max_sequence_tokens))
+            encoded: Iterator[Example | PairExample | FormatError]
+            if request.method == "dpo":
+                preferences = [row for _, row in batch if isinstance(row, PreferenceRow)]
+                encoded = iter(pairs.tokenize(tokenizer, preferences, max_sequence_tokens=limit))
+            else:
+                supervised = [row for _, row in batch if isinstance(row, ChatRow | CompletionRow)]
+                encoded = iter(tokenizer.tokenize(supervised, max_sequence_tokens=limit))
             for line, row in batch:
                 example = row if isinstance(row, FormatError) else next(encoded)
                 if isinstance(example, FormatError):
@@ -135,26 +165,26 @@ class _FileRun:
                     if example.fault in ENDING_FAULTS:
                         return
                 elif self._count(example):
-                    yield example.tokens, example.weights
+                    yield example
 
-    def _batches(
-        self, file: BinaryIO, request: PrepareRequest
-    ) -> Iterator[list[tuple[int, SupervisedRow | FormatError]]]:
+    def _batches(self, file: BinaryIO, request: PrepareRequest) -> Iterator[list[tuple[int, Row | FormatError]]]:
         """Lines with their rows, or what is wrong with them, in batches small enough to hold in memory."""
-        batch: list[tuple[int, SupervisedRow | FormatError]] = []
+        batch: list[tuple[int, Row | FormatError]] = []
         batch_start = 0
         limits = request.data
         for line, value in rows.read_rows(file, max_rows=limits.max_rows, max_line_bytes=limits.max_line_bytes):
-            batch.append((line, self._parsed(value)))
+            batch.append((line, self._parsed(value, request.method)))
             if len(batch) == BATCH_ROWS or file.tell() - batch_start > BATCH_BYTES:
                 yield batch
                 batch, batch_start = [], file.tell()
         yield batch
 
-    def _parsed(self, value: dict[str, Any] | FormatError) -> SupervisedRow | FormatError:
+    def _parsed(self, value: dict[str, Any] | FormatError, method: str) -> Row | FormatError:
         if isinstance(value, FormatError):
             return value
         try:
+            if method == "dpo":
+                return parse_preference(value)
             row = parse_row(value)
             self._check_kind(row)
         except FormatError as error:
@@ -176,17 +206,20 @@ class _FileRun:
         if len(self.errors) < MAX_LISTED_ERRORS:
             self.errors.append(RowError(line=line, field=error.field, message=error.sentence(line)))
 
-    def _count(self, example: Example) -> bool:
+    def _count(self, example: Example | PairExample) -> bool:
         """Count the example; whether it is trained on."""
         self.special_strings += example.num_special_strings
+        digest = blake2b(orjson.dumps(example), digest_size=16).digest()
+        self.duplicates += digest in self.seen
+        self.seen.add(digest)
         if not example.num_trained_tokens:
             self.skipped += 1
             return False
         self.truncated += example.is_truncated
         self.num_examples += 1
-        self.num_tokens += len(example.tokens)
+        self.num_tokens += example.num_tokens
         self.num_trained_tokens += example.num_trained_tokens
-        self.max_example_tokens = max(self.max_example_tokens, len(example.tokens))
+        self.max_example_tokens = max(self.max_example_tokens, example.num_tokens)
         return True
 
     def report(self) -> FileReport:
@@ -199,6 +232,7 @@ class _FileRun:
             truncated=self.truncated,
             skipped=self.skipped,
             special_strings_in_content=self.special_strings,
+            duplicates=self.duplicates,
             errors=self.errors,
             num_errors=self.num_errors,
         )

@@ -23,9 +23,10 @@ class _Results:
     adapter: StoredObject
     metrics: StoredObject
     trained_tokens: int
+    last_step: int
 
 
-async def succeed(resources: Resources, lease: Lease, *, adapter_directory: Path) -> None:
+async def succeed(resources: Resources, lease: Lease, *, adapter_directory: Path, last_step: int) -> None:
     """Publish a finished run. Everything slow happens before the one transaction that tells of it."""
     adapter = await checkpoints.upload_directory(resources, lease, adapter_directory, "adapter.zip")
     async with resources.read() as session:
@@ -33,12 +34,12 @@ async def succeed(resources: Resources, lease: Lease, *, adapter_directory: Path
     table = adapter_directory.with_name("step_metrics.csv")
     table.write_text(step_records.as_csv(metrics), encoding="utf-8")
     stored = await resources.storage.put_file(keys.job_object(lease.job_id, lease.fence, "step_metrics.csv"), table)
-    results = _Results(adapter, stored, step_records.trained_tokens(metrics))
+    results = _Results(adapter, stored, step_records.trained_tokens(metrics), last_step)
     await guarded.write(resources, lease, partial(_publish, results))
 
 
 async def _publish(results: _Results, session: AsyncSession, job: Job, now: datetime) -> None:
-    last = of_job(Checkpoint, job.id).where(Checkpoint.step == job.total_steps)
+    last = of_job(Checkpoint, job.id).where(Checkpoint.step == results.last_step)
     name = (await session.execute(last)).scalar_one().model_name
     files = [
         _result_file(job, "step_metrics.csv", results.metrics, now),

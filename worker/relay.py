@@ -91,7 +91,8 @@ class Relay:
 
     async def _save(self, event: Checkpoint) -> None:
         await self._flush()  # a resumed run repeats only later steps: these must be on record first
-        await checkpoints.save(self._resources, self.lease, step=event.step, directory=Path(event.directory))
+        directory = Path(event.directory)
+        await checkpoints.save(self._resources, self.lease, step=event.step, is_last=event.is_last, directory=directory)
 
     async def _store_log(self) -> None:
         while True:

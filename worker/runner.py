@@ -149,6 +149,7 @@ class Runner:
                 await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
                 staged[part] = str(path)
         resume = await checkpoints.restore(self._resources, job.id, self._directory)
+        initial = await checkpoints.initial_adapter(self._resources, job, self._directory)
         return Start(
             run=f"{job.id}.{self._lease.fence}",
             spec=spec,
@@ -157,6 +158,7 @@ class Runner:
             validation_data=staged.get("validation"),
             work_directory=str(self._directory),
             resume_directory=str(resume) if resume else None,
+            initial_adapter_directory=str(initial) if initial else None,
             card=_card(job),
         )
 
@@ -197,7 +199,7 @@ class Runner:
         with suppress(LeaseLost):
             if isinstance(outcome, Finished):
                 directory = Path(outcome.directory)
-                await publish.succeed(self._resources, self._lease, adapter_directory=directory)
+                await publish.succeed(self._resources, self._lease, adapter_directory=directory, last_step=outcome.step)
             else:
                 change = partial(_record_end, outcome, self._settings.max_crashes)
                 await guarded.write(self._resources, self._lease, change)
@@ -241,6 +243,9 @@ def _card(job: Job) -> dict[str, str]:
     assert job.dataset is not None
     card = {"job": job.id, "training file": job.training_file_id}
     card["training data sha256"] = job.dataset["training"]["file_sha256"]
+    if job.initial_adapter is not None:
+        card["continued from"] = job.initial_adapter["model"]
+        card["continued from, sha256"] = job.initial_adapter["sha256"]
     if job.validation_file_id and job.dataset.get("validation"):
         card["validation file"] = job.validation_file_id
         card["validation data sha256"] = job.dataset["validation"]["file_sha256"]

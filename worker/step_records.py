@@ -26,6 +26,10 @@ CSV_COLUMNS: tuple[str, ...] = (
     "tokens",
     "trained_tokens",
 )
+# For DPO, after all others.
+REWARD_COLUMNS: tuple[str, ...] = tuple(
+    f"{kind}_reward_{answer}" for kind in ("train", "valid", "full_valid") for answer in ("chosen", "rejected")
+)
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,25 @@ def as_csv(metrics: Sequence[StepMetric]) -> str:
         else:
             cells[f"{row.kind}_loss"] = f"{row.values['loss']:.5f}"
             cells[f"{row.kind}_mean_token_accuracy"] = f"{row.values['token_accuracy']:.5f}"
+        cells |= {f"{row.kind}_{name}": f"{value:.5f}" for name, value in _rewards(row.values).items()}
     text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    columns = CSV_COLUMNS + REWARD_COLUMNS if any(_rewards(row.values) for row in metrics) else CSV_COLUMNS
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table.values())
     return text.getvalue()
 
 
 def _metrics(record: StepRecord) -> list[tuple[str, dict[str, Any]]]:
-    rows = [("train", record.step.model_dump(exclude={"type", "run", "step"}))]
-    rows += [(one.kind, {"loss": one.loss, "token_accuracy": one.token_accuracy}) for one in record.evaluations]
+    rows = [("train", record.step.model_dump(exclude={"type", "run", "step"}, exclude_none=True))]
+    left_out = {"type", "run", "step", "kind"}
+    rows += [(one.kind, one.model_dump(exclude=left_out, exclude_none=True)) for one in record.evaluations]
     return rows
+
+
+def _rewards(values: dict[str, Any]) -> dict[str, float]:
+    """The mean rewards of both answers, which only preference training has."""
+    return {name: value for name, value in values.items() if name.startswith("reward_") and value is not None}
 
 
 def _event(record: StepRecord, total_steps: int) -> tuple[str, dict[str, Any]]:
@@ -126,6 +138,8 @@ def _event(record: StepRecord, total_steps: int) -> tuple[str, dict[str, Any]]:
         message += f", {name}={one.loss:.2f}"
         data[f"{one.kind}_loss"] = one.loss
         data[f"{one.kind}_mean_token_accuracy"] = one.token_accuracy
+    for kind, figures in [("train", step), *((one.kind, one) for one in record.evaluations)]:
+        data |= {f"{kind}_{name}": value for name, value in _rewards(figures.model_dump()).items()}
     data |= {
         "epoch": step.epoch,
         "learning_rate": step.learning_rate,

@@ -234,7 +234,25 @@ def _pretrain(documents: list[str], tokenizer: PreTrainedTokenizerFast, recipe: 
             sys.stderr.write(f"Building the tiny base model: step {step}/{recipe.steps}, loss {mean:.2f}\n")
             sys.stderr.flush()
             recent.clear()
+    _reset_unseen_rows(model, stream, tokenizer)
     return model.eval()
+
+
+@torch.no_grad()
+def _reset_unseen_rows(model: LlamaForCausalLM, stream: list[int], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Gives every token that the plain text lacks an embedding of its own, as the seen ones are spread.
+
+    Softmax pushes all of them the same way, until the chat tokens and the names of the queues are nearly one
+    vector. A LoRA does not train embeddings, so it could tell them apart neither when it reads nor when it writes.
+    """
+    rows = model.model.embed_tokens.weight
+    seen = torch.zeros(len(rows), dtype=torch.bool)
+    seen[stream] = True
+    mean, spread = rows[seen].mean(0), rows[seen].std(0)
+    rows[~seen] = mean + spread * torch.randn(int((~seen).sum()), rows.shape[1])
+    # A turn ends much as a text does: near the token that the model has learned to end a text with.
+    turn, text = _token_id(tokenizer, END_OF_TURN), _token_id(tokenizer, END_OF_TEXT)
+    rows[turn] = 0.7 * (rows[turn] + rows[text])
 
 
 def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
@@ -266,7 +284,7 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCa
 
 
 def _optimizer(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.Optimizer:
-    embedding = model.get_input_embeddings().weight
+    embedding = model.model.embed_tokens.weight
     matrices = [p for p in model.parameters() if p.dim() == 2 and p is not embedding]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [

@@ -27,6 +27,7 @@ from app.storage.base import ObjectCorrupt, ObjectMissing
 from worker import guarded, workspace
 from worker.bases import Bases
 from worker.contract.errors import Blame, TrainError
+from worker.contract.extension import Extension
 from worker.contract.prepare import (
     REPORT_NAME,
     DataLimits,
@@ -36,7 +37,7 @@ from worker.contract.prepare import (
     ProcessLimits,
 )
 from worker.contract.spec import BaseModelRef, TrainSpec
-from worker.data import auto
+from worker.data import auto, base_layers
 from worker.keeper import Keeper
 
 _log = logging.getLogger(__name__)
@@ -106,14 +107,20 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) 
         async with resources.read() as session:
             base = (await session.execute(server_rows(BaseModel).where(BaseModel.id == job.base_model_id))).scalar_one()
         sources = await _stage(resources, job, directory)
-        max_sequence_tokens = min(resources.settings.max_sequence_tokens, base.context_tokens)
+        extension = Extension.model_validate(job.extension or {})
+        most = min(resources.settings.max_sequence_tokens, base.context_tokens)
+        max_sequence_tokens = extension.max_sequence_tokens or most
+        base_directory = await bases.directory(base)
+        await asyncio.to_thread(_check_target_modules, extension, base_directory)
         request = PrepareRequest(
-            base_directory=str(await bases.directory(base)),
+            method=_method(job),
+            base_directory=str(base_directory),
             training_file=str(directory / "training.jsonl"),
             validation_file=str(directory / "validation.jsonl") if "validation" in sources else None,
             output_directory=str(directory),
             max_sequence_tokens=max_sequence_tokens,
             rendering_date=job.created_at.date(),
+            train_on_last_turn_only=extension.train_on_last_turn_only,
             data=DataLimits(max_rows=resources.settings.max_rows, max_line_bytes=resources.settings.max_line_bytes),
             process=ProcessLimits(
                 memory_bytes=resources.settings.validation_memory_bytes,
@@ -128,7 +135,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) 
             for part, facts in zip(_PARTS, (report.training, report.validation), strict=True)
             if facts is not None
         }
-        spec = _resolve(job, base, report, max_sequence_tokens)
+        spec = _resolve(job, base, report, extension, max_sequence_tokens)
         await guarded.write(resources, lease, partial(_accept, spec, dataset))
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
@@ -210,17 +217,22 @@ async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSessio
         "n_epochs": spec.n_epochs,
         "batch_size": spec.batch_size,
         "learning_rate_multiplier": spec.learning_rate_multiplier,
+        **({"beta": spec.dpo.beta} if spec.dpo is not None else {}),
     }
     for part, counts in dataset.items():
-        for warning in _warnings(part, counts, spec.max_sequence_tokens):
+        for warning in _warnings(part, counts, spec):
             events.add(session, job, warning, now=now, level="warn")
     job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
     job.crashes = 0
     leases.release(session, job)
 
 
-def _warnings(part: str, counts: dict[str, Any], max_sequence_tokens: int) -> list[str]:
+def _warnings(part: str, counts: dict[str, Any], spec: TrainSpec) -> list[str]:
     found: list[str] = []
+    max_sequence_tokens = spec.max_sequence_tokens
+    nothing = (
+        "they hold no token to train on" if spec.method == "supervised" else "their answers hold nothing to compare"
+    )
     if counts["truncated"]:
         found.append(
             f"{counts['truncated']} example(s) of the {part} file are longer than {max_sequence_tokens} tokens "
@@ -229,8 +241,10 @@ def _warnings(part: str, counts: dict[str, Any], max_sequence_tokens: int) -> li
     if counts["skipped"]:
         found.append(
             f"{counts['skipped']} example(s) of the {part} file were left out: cut at {max_sequence_tokens} tokens "
-            "they hold no token to train on"
+            + nothing
         )
+    if counts["duplicates"]:
+        found.append(f"{counts['duplicates']} example(s) of the {part} file repeat an earlier one exactly")
     if counts["special_strings_in_content"]:
         found.append(
             f"{counts['special_strings_in_content']} special token string(s) inside the {part} file's messages "
@@ -257,8 +271,21 @@ async def _record_end(
         leases.crashed(session, job, reason=error.message, max_crashes=max_crashes, now=now)
 
 
-def _resolve(job: Job, base: BaseModel, report: PrepareReport, max_sequence_tokens: int) -> TrainSpec:
+def _check_target_modules(extension: Extension, base_directory: Path) -> None:
+    names = extension.adapter.target_modules
+    if isinstance(names, str):
+        return
+    known = base_layers.linear_names(base_directory)
+    if unknown := sorted(set(names) - known):
+        message = f"The base model has no linear layers named {', '.join(unknown)}; it has {', '.join(sorted(known))}."
+        raise TrainError("invalid_hyperparameters", message, param="hone.adapter.target_modules")
+
+
+def _resolve(
+    job: Job, base: BaseModel, report: PrepareReport, extension: Extension, max_sequence_tokens: int
+) -> TrainSpec:
     counts = report.training.model_dump(include=set(auto.DatasetCounts.model_fields))
+    initial = job.initial_adapter
     return auto.build_spec(
         auto.Requested.model_validate(job.hyperparameters),
         auto.DatasetCounts.model_validate(counts),
@@ -266,4 +293,11 @@ def _resolve(job: Job, base: BaseModel, report: PrepareReport, max_sequence_toke
         num_parameters=base.num_parameters,
         seed=job.seed,
         max_sequence_tokens=max_sequence_tokens,
+        extension=extension,
+        initial_adapter=auto.InitialAdapter(model=initial["model"], lora=initial["lora"]) if initial else None,
+        method=_method(job),
     )
+
+
+def _method(job: Job) -> auto.Method:
+    return "dpo" if job.method == "dpo" else "supervised"

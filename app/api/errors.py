@@ -114,6 +114,8 @@ def _explain(fault: Mapping[str, Any]) -> InvalidRequest:
     if kind == "missing":
         code = "missing_required_parameter"
         return InvalidRequest(f"Missing required parameter: '{param}'.", code=code, param=param)
+    if kind == "extra_forbidden":  # only in Hone's own object: everything else is ignored, as at OpenAI
+        return InvalidRequest(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
     if kind in _EXPECTED:
         got = "null" if value is None else _KINDS.get(type(value), "another type")
         sentence = f"Invalid type for '{param}': expected {_EXPECTED[kind]}, but got {got} instead."

@@ -6,11 +6,14 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from app.api import errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, ReadSession, WriteSession
+from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.models import Event, Job, JobStatus
 from app.errors import InvalidRequest
 from app.schemas.jobs import (
+    DpoBlockRead,
+    DpoHyperparametersRead,
+    DpoMethodRead,
     EventList,
     EventRead,
     HoneDetails,
@@ -19,7 +22,8 @@ from app.schemas.jobs import (
     JobError,
     JobList,
     JobRead,
-    MethodRead,
+    NoHyperparameters,
+    SupervisedBlockRead,
     SupervisedMethodRead,
 )
 from app.services import jobs
@@ -30,9 +34,12 @@ router = APIRouter(
 
 
 @router.post("")
-async def create_fine_tuning_job(body: JobCreate, principal: Caller, session: WriteSession) -> JobRead:
+async def create_fine_tuning_job(
+    body: JobCreate, principal: Caller, session: WriteSession, resources: Opened
+) -> JobRead:
     """Create a job. Its files are validated first; follow its status or its events."""
-    return _read(await jobs.create(session, principal, body=body))
+    most = resources.settings.max_sequence_tokens
+    return _read(await jobs.create(session, principal, body=body, max_sequence_tokens=most))
 
 
 @router.get(
@@ -102,7 +109,7 @@ def _metadata_filter(request: Request) -> dict[str, str] | Literal["null"] | Non
 
 
 def _read(job: Job) -> JobRead:
-    hyperparameters = HyperparametersRead(**job.hyperparameters)
+    hyperparameters, method = _method(job)
     return JobRead(
         id=job.id,
         created_at=unix(job.created_at),
@@ -119,17 +126,27 @@ def _read(job: Job) -> JobRead:
         seed=job.seed,
         error=JobError(**job.error) if job.error else None,
         hyperparameters=hyperparameters,
-        method=MethodRead(supervised=SupervisedMethodRead(hyperparameters=hyperparameters)),
+        method=method,
         metadata=job.job_metadata,
         integrations=[],
         user_provided_suffix=job.suffix,
         hone=HoneDetails(
             current_step=job.current_step,
             total_steps=job.total_steps,
+            requested=job.extension,
             spec=job.spec,
             dataset=_facts(job.dataset),
         ),
     )
+
+
+def _method(job: Job) -> tuple[HyperparametersRead | NoHyperparameters, SupervisedMethodRead | DpoMethodRead]:
+    """What the job shows as its hyperparameters, and the method's block."""
+    if job.method == "dpo":
+        block = DpoBlockRead(hyperparameters=DpoHyperparametersRead(**job.hyperparameters))
+        return NoHyperparameters(), DpoMethodRead(dpo=block)
+    hyperparameters = HyperparametersRead(**job.hyperparameters)
+    return hyperparameters, SupervisedMethodRead(supervised=SupervisedBlockRead(hyperparameters=hyperparameters))
 
 
 def _facts(dataset: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -1,9 +1,12 @@
 """/v1/models"""
 
-from fastapi import APIRouter
+import re
 
-from app.api import errors
-from app.api.deps import AUTHENTICATED, Caller, ReadSession, WriteSession
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from app.api import downloads, errors
+from app.api.deps import AUTHENTICATED, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix
 from app.auth import Principal
 from app.db.models import BaseModel, FineTunedModel
@@ -19,6 +22,17 @@ async def list_models(principal: Caller, session: ReadSession) -> ModelList:
     return ModelList(data=[_read(principal, model) for model in await models.search(session, principal)])
 
 
+# Before the next one, which would take the end of the path for a part of the name.
+@router.get("/{model:path}/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
+async def download_model_adapter(
+    model: str, request: Request, principal: Caller, session: ReadSession, resources: Opened
+) -> StreamingResponse:
+    """The adapter of a fine-tuned model or a checkpoint, as a zip archive of a standard PEFT directory."""
+    found = await models.adapter(session, principal, model_id=model)
+    download = downloads.Download(found.key, found.bytes, found.sha256, f"{_filename(found.model)}-adapter.zip")
+    return await downloads.respond(request, resources.storage, download)
+
+
 # The names of models may hold slashes, which the server has decoded before the path is matched.
 @router.get("/{model:path}")
 async def retrieve_model(model: str, principal: Caller, session: ReadSession) -> ModelRead:
@@ -29,6 +43,11 @@ async def retrieve_model(model: str, principal: Caller, session: ReadSession) ->
 async def delete_model(model: str, principal: Caller, session: WriteSession) -> ModelDeleted:
     """Delete a fine-tuned model."""
     return ModelDeleted(id=(await models.delete(session, principal, model_id=model)).id)
+
+
+def _filename(model: str) -> str:
+    """A model's name without the characters that some file systems do not take."""
+    return re.sub(r"[^A-Za-z0-9_.\-]+", "-", model)
 
 
 def _read(principal: Principal, model: BaseModel | FineTunedModel) -> ModelRead:

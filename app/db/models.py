@@ -147,9 +147,13 @@ class Job(ProjectRow):
     validation_file_id: Mapped[str | None] = mapped_column(String(64))
     suffix: Mapped[str | None] = mapped_column(String(64))
     seed: Mapped[int]
+    method: Mapped[str] = mapped_column(String(32), default="supervised")
     # As asked for, "auto" included; replaced by the resolved numbers once the files are validated.
     hyperparameters: Mapped[dict[str, Any]]
     job_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    # What was sent as `hone`; and, for a job that continues one, where the adapter lies: model, key, sha256, lora.
+    extension: Mapped[dict[str, Any] | None]
+    initial_adapter: Mapped[dict[str, Any] | None]
     # Filled by validation: the TrainSpec, the PrepareReport's counts, and where the token files lie.
     spec: Mapped[dict[str, Any] | None]
     dataset: Mapped[dict[str, Any] | None]
@@ -214,11 +218,14 @@ class Checkpoint(JobRow):
 
 
 class FineTunedModel(ProjectRow):
+    """Made by a job, or imported by the operator: then `lora` says how its adapter is shaped."""
+
     __tablename__ = "fine_tuned_models"
     __table_args__ = (Index(None, "project_id", "created_at", "id"), Index(None, "adapter_key"))
     id: Mapped[str] = mapped_column(String(256), primary_key=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
+    lora: Mapped[dict[str, Any] | None]
     adapter_key: Mapped[str] = mapped_column(String(256))
     adapter_sha256: Mapped[str] = mapped_column(String(64))
     adapter_bytes: Mapped[int]

@@ -4,10 +4,11 @@ import math
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.schemas.common import Text, Wire
+from worker.contract.extension import Extension
 
 Auto = Literal["auto"]
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -43,6 +44,12 @@ _MULTIPLIER = partial(
 _MULTIPLIER_SCHEMA = {"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}]}
 
 
+_BETA = partial(
+    _number_or_auto, kind=float, minimum=math.nextafter(0, 1), maximum=2, limits="a number above 0, at most 2"
+)
+_BETA_SCHEMA = {"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0, "maximum": 2}]}
+
+
 class Hyperparameters(Wire):
     n_epochs: Annotated[int | Auto, _EPOCHS, _EPOCHS_SCHEMA] = "auto"
     batch_size: Annotated[int | Auto, _BATCH, _BATCH_SCHEMA] = "auto"
@@ -51,13 +58,30 @@ class Hyperparameters(Wire):
     ] = "auto"
 
 
+class DpoHyperparameters(Hyperparameters):
+    beta: Annotated[float | Auto, PlainValidator(_BETA), WithJsonSchema(_BETA_SCHEMA)] = "auto"
+
+
 class SupervisedMethod(Wire):
     hyperparameters: Hyperparameters | None = None
 
 
+class DpoMethod(Wire):
+    hyperparameters: DpoHyperparameters | None = None
+
+
 class Method(Wire):
-    type: Annotated[Text, Field(description="Only `supervised` is available.")]
+    type: Annotated[Text, Field(description="`supervised` or `dpo`; the block of the other one is ignored.")]
     supervised: SupervisedMethod | None = None
+    dpo: DpoMethod | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_the_chosen_block(cls, value: object) -> object:
+        """Clients send the blocks of all methods; what is not chosen need not even be valid."""
+        return (
+            {k: v for k, v in value.items() if k in ("type", value.get("type"))} if isinstance(value, dict) else value
+        )
 
 
 def _at_most_16(metadata: dict[str, str]) -> dict[str, str]:
@@ -88,7 +112,13 @@ def _label(text: str) -> str:
 
 
 class JobCreate(Wire):
-    model: Annotated[Text, Field(description="A base model of this server, as `GET /v1/models` lists them.")]
+    model: Annotated[
+        Text,
+        Field(
+            description="A model as `GET /v1/models` lists them, or a checkpoint's. "
+            "A job that names a fine-tuned model or a checkpoint continues from it."
+        ),
+    ]
     training_file: Annotated[Text, Field(description="The id of a file with the purpose `fine-tune`.")]
     validation_file: Text | None = None
     suffix: Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_label)] | None = None
@@ -101,6 +131,7 @@ class JobCreate(Wire):
         description="The older place of `method.supervised.hyperparameters`.",
         json_schema_extra={"deprecated": True},
     )
+    hone: Extension | None = Field(default=None, description="Hone's own settings; unknown keys are refused.")
 
 
 class HyperparametersRead(Wire):
@@ -111,13 +142,30 @@ class HyperparametersRead(Wire):
     learning_rate_multiplier: float | Auto
 
 
-class SupervisedMethodRead(Wire):
+class DpoHyperparametersRead(HyperparametersRead):
+    beta: float | Auto
+
+
+class NoHyperparameters(Wire):
+    """Of jobs that are not supervised: theirs stand in `method`."""
+
+
+class SupervisedBlockRead(Wire):
     hyperparameters: HyperparametersRead
 
 
-class MethodRead(Wire):
+class DpoBlockRead(Wire):
+    hyperparameters: DpoHyperparametersRead
+
+
+class SupervisedMethodRead(Wire):
     type: Literal["supervised"] = "supervised"
-    supervised: SupervisedMethodRead
+    supervised: SupervisedBlockRead
+
+
+class DpoMethodRead(Wire):
+    type: Literal["dpo"] = "dpo"
+    dpo: DpoBlockRead
 
 
 class JobError(Wire):
@@ -127,10 +175,14 @@ class JobError(Wire):
 
 
 class HoneDetails(Wire):
-    """What OpenAI's job object has no place for: progress, and the settings that "auto" and defaults stood for."""
+    """What OpenAI's job object has no place for: progress, and the settings that "auto" and defaults stood for.
+
+    `requested` is the request's `hone` object as it was sent, `spec` all that it and the defaults came to.
+    """
 
     current_step: int
     total_steps: int | None
+    requested: dict[str, Any] | None
     spec: dict[str, Any] | None
     dataset: dict[str, Any] | None
 
@@ -151,8 +203,8 @@ class JobRead(Wire):
     trained_tokens: int | None
     seed: int
     error: JobError | None
-    hyperparameters: HyperparametersRead
-    method: MethodRead
+    hyperparameters: HyperparametersRead | NoHyperparameters
+    method: Annotated[SupervisedMethodRead | DpoMethodRead, Field(discriminator="type")]
     metadata: dict[str, str] | None
     integrations: list[Any]
     user_provided_suffix: str | None

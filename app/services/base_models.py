@@ -21,6 +21,8 @@ async def search(session: AsyncSession) -> Sequence[BaseModel]:
 
 async def add(session: AsyncSession, *, model_id: str, source: str, facts: BaseModelFacts) -> BaseModel:
     """Register a base model, or find it as it was registered. InvalidRequest if the id means another one."""
+    if model_id.endswith("/adapter"):
+        raise InvalidRequest(f"{model_id} ends as the paths of adapters do; choose another id.", param="id")
     known = await find(session, model_id)
     if known is not None:
         if known.revision == facts.revision and known.source == source:

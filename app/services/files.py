@@ -109,7 +109,7 @@ async def search(
 async def delete(session: AsyncSession, principal: Principal, *, file_id: str) -> File:
     file = await get(session, principal, file_id=file_id)
     await session.delete(file)
-    await objects.let_go(session, principal, storage_key=file.storage_key)
+    await objects.let_go(session, project_id=principal.project_id, storage_key=file.storage_key)
     return file
 
 

@@ -12,17 +12,29 @@ from app.db.queries import scoped, server_rows
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.queue.base import VALIDATION_POOL
-from app.schemas.jobs import Hyperparameters, JobCreate
-from app.services import events, job_states, leases, lookup
+from app.schemas.jobs import DpoHyperparameters, Hyperparameters, JobCreate
+from app.services import adapters, events, extensions, job_states, leases, lookup, objects
+from app.services.adapters import Adapter
 
 
-async def create(session: AsyncSession, principal: Principal, *, body: JobCreate) -> Job:
-    """Record a job and its first events. Raises InvalidRequest, naming the field at fault."""
+async def create(
+    session: AsyncSession, principal: Principal, *, body: JobCreate, max_sequence_tokens: int | None = None
+) -> Job:
+    """Record a job and its first events. Raises InvalidRequest, naming the field at fault.
+
+    `max_sequence_tokens` is the server's limit; without one only that of the base model holds.
+    """
     hyperparameters = _hyperparameters(body)
-    base = await lookup.find(session, server_rows(BaseModel), BaseModel.id, body.model)
-    if base is None:
-        sentence = f"Model {lookup.shown(body.model)} is not available for fine-tuning or does not exist."
-        raise InvalidRequest(sentence, code="model_not_found", param="model")
+    base, initial_adapter = await _start_of(session, principal, body)
+    if body.hone is not None:
+        extensions.check(
+            body.hone,
+            method=body.method.type if body.method else "supervised",
+            multiplier=hyperparameters.learning_rate_multiplier,
+            has_validation_file=body.validation_file is not None,
+        )
+        most = min(base.context_tokens, max_sequence_tokens or base.context_tokens)
+        extensions.check_length(body.hone, most=most, base_model_id=base.id)
     await _require_file(session, principal, file_id=body.training_file, param="training_file")
     if body.validation_file is not None:
         await _require_file(session, principal, file_id=body.validation_file, param="validation_file")
@@ -38,7 +50,10 @@ async def create(session: AsyncSession, principal: Principal, *, body: JobCreate
         validation_file_id=body.validation_file,
         suffix=body.suffix,
         seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        method=body.method.type if body.method else "supervised",
         hyperparameters=hyperparameters.model_dump(),
+        extension=body.hone.model_dump(mode="json", exclude_unset=True) if body.hone else None,
+        initial_adapter=initial_adapter.remembered() if initial_adapter else None,
         job_metadata=body.metadata,
         current_step=0,
         result_file_ids=[],
@@ -101,6 +116,7 @@ async def cancel(session: AsyncSession, principal: Principal, *, job_id: str) ->
     now = utc_now()
     job_states.move(session, job, JobStatus.CANCELLED, message="The job has been cancelled", now=now)
     leases.revoke(session, job)
+    await objects.let_go_after(session, job)
     await session.flush()
     return job
 
@@ -113,13 +129,34 @@ async def list_events(
     return await lookup.page(session, query, cursor=Event.id, order=(Event.sequence,), after=after, limit=limit)
 
 
+async def _start_of(session: AsyncSession, principal: Principal, body: JobCreate) -> tuple[BaseModel, Adapter | None]:
+    """The base model that is named, or the adapter that is named with the base that it is for."""
+    base = await lookup.find(session, server_rows(BaseModel), BaseModel.id, body.model)
+    if base is not None:
+        return base, None
+    adapter = await adapters.find(session, principal, name=body.model, lock=True)
+    if adapter is None:
+        sentence = f"Model {lookup.shown(body.model)} is not available for fine-tuning or does not exist."
+        raise InvalidRequest(sentence, code="model_not_found", param="model")
+    if body.hone is not None:
+        extensions.check_adapter(body.hone.adapter, adapter.lora, model=adapter.model)
+    query = server_rows(BaseModel).where(BaseModel.id == adapter.base_model_id)
+    return (await session.execute(query)).scalar_one(), adapter
+
+
 def _hyperparameters(body: JobCreate) -> Hyperparameters:
     """From the method's block, or from the older field; clients of either age are served."""
     if body.integrations:
         raise InvalidRequest("Integrations are not available on this server.", param="integrations")
-    if body.method is not None and body.method.type != "supervised":
-        sentence = f"Method type '{lookup.shown(body.method.type)}' is not available on this server; 'supervised' is."
+    if body.method is not None and body.method.type not in ("supervised", "dpo"):
+        kind = lookup.shown(body.method.type)
+        sentence = f"Method type '{kind}' is not available on this server; 'supervised' and 'dpo' are."
         raise InvalidRequest(sentence, param="method.type")
+    if body.method is not None and body.method.type == "dpo":
+        if body.hyperparameters is not None:
+            sentence = "'hyperparameters' are those of the method 'supervised'; give 'method.dpo.hyperparameters'."
+            raise InvalidRequest(sentence, param="hyperparameters")
+        return (body.method.dpo and body.method.dpo.hyperparameters) or DpoHyperparameters()
     block = body.method.supervised if body.method else None
     chosen = block.hyperparameters if block else None
     if chosen is not None and body.hyperparameters is not None and chosen != body.hyperparameters:

@@ -44,12 +44,15 @@ async def bootstrap(session: AsyncSession, *, api_key: str | None) -> str | None
 
 async def add_to_default_project(session: AsyncSession, *, name: str) -> str:
     """Make another key for the default project and return it; it is stored nowhere in clear."""
-    project = await _default_project(session)
-    if project is None:
-        project = await create_project(session, name="default")
+    project = await default_project(session)
     made = new_key()
     create(session, project_id=project.id, name=name, key=made)
     return made
+
+
+async def default_project(session: AsyncSession) -> Project:
+    """The first project; it is made if there is none."""
+    return await _default_project(session) or await create_project(session, name="default")
 
 
 async def create_project(session: AsyncSession, *, name: str) -> Project:

@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
-from app.db.models import BaseModel, FineTunedModel
+from app.db.models import BaseModel, FineTunedModel, Organization
 from app.db.queries import scoped, server_rows
 from app.errors import Forbidden, NotFound
-from app.services import jobs, lookup, objects
+from app.ids import random_text, utc_now
+from app.services import adapters, jobs, keys, lookup, objects
+from app.services.adapters import Adapter
+from app.storage.base import StoredObject
+from worker.contract.spec import LoraSettings
 
 
 async def search(session: AsyncSession, principal: Principal) -> Sequence[BaseModel | FineTunedModel]:
@@ -33,8 +37,40 @@ async def delete(session: AsyncSession, principal: Principal, *, model_id: str) 
     if isinstance(model, BaseModel):
         raise Forbidden(f"The model '{model.id}' is a base model of this server; only its operator can remove it.")
     await session.delete(model)
-    await objects.let_go(session, principal, storage_key=model.adapter_key)
+    await objects.let_go(session, project_id=principal.project_id, storage_key=model.adapter_key)
     return model
+
+
+async def add_imported(
+    session: AsyncSession, *, base: BaseModel, name: str, stored: StoredObject, lora: LoraSettings
+) -> FineTunedModel:
+    """A model of the default project whose adapter was made elsewhere."""
+    project = await keys.default_project(session)
+    query = server_rows(Organization).where(Organization.id == project.organization_id)
+    organization = (await session.execute(query)).scalar_one()
+    model = FineTunedModel(
+        id=f"ft:{base.id}:{organization.name}:{name}:{random_text(8)}",
+        project_id=project.id,
+        job_id=None,
+        base_model_id=base.id,
+        lora=lora.model_dump(mode="json"),
+        adapter_key=stored.key,
+        adapter_sha256=stored.sha256,
+        adapter_bytes=stored.bytes,
+        created_at=utc_now(),
+    )
+    session.add(model)
+    await session.flush()
+    return model
+
+
+async def adapter(session: AsyncSession, principal: Principal, *, model_id: str) -> Adapter:
+    """The adapter of a fine-tuned model, or of the checkpoint of that name."""
+    found = await adapters.find(session, principal, name=model_id)
+    if found is None:
+        model = await get(session, principal, model_id=model_id)
+        raise NotFound(f"The model '{model.id}' is a base model; it has no adapter.", code="adapter_not_found")
+    return found
 
 
 async def of_job(session: AsyncSession, principal: Principal, *, job_id: str) -> FineTunedModel:

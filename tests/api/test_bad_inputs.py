@@ -48,7 +48,12 @@ _JOBS: list[tuple[dict[str, Any], str]] = [
     ({"metadata": json.loads(_DEEP)}, "metadata"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
     ({"integrations": "wandb"}, "integrations"),
-    ({"method": {"type": "dpo"}}, "method.type"),
+    ({"method": {"type": "dpo"}, "hyperparameters": {"n_epochs": 1}}, "hyperparameters"),
+    ({"method": {"type": "dpo", "dpo": {"hyperparameters": 3}}}, "method.dpo.hyperparameters"),
+    *(
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": bad}}}}, "method.dpo.hyperparameters.beta")
+        for bad in (0, -0.1, 2.01, float("nan"), "0.1", True, [])
+    ),
     ({"method": {"type": "reinforcement"}}, "method.type"),
     ({"method": {"type": "kto"}}, "method.type"),
     ({"method": {}}, "method.type"),

@@ -97,6 +97,41 @@ async def test_blocks_of_other_methods_are_ignored(tenant: Tenant) -> None:
     assert job.hyperparameters.batch_size == 8
 
 
+async def test_a_dpo_job_shows_its_hyperparameters_in_its_method(tenant: Tenant) -> None:
+    """In the client's strict mode."""
+    training = await factories.file(tenant.resources, tenant.principal)
+    job = await tenant.client.fine_tuning.jobs.create(
+        model=factories.BASE_MODEL,
+        training_file=training.id,
+        method={
+            "type": "dpo",
+            "supervised": {"hyperparameters": {"n_epochs": 51}},
+            "dpo": {"hyperparameters": {"beta": 2, "n_epochs": 1}},
+        },
+    )
+    assert job.hyperparameters.to_dict() == {}
+    assert job.method is not None
+    assert job.method.to_dict() == {
+        "type": "dpo",
+        "dpo": {
+            "hyperparameters": {
+                "n_epochs": 1,
+                "batch_size": "auto",
+                "learning_rate_multiplier": "auto",
+                "beta": 2.0,
+            }
+        },
+    }
+    assert await tenant.client.fine_tuning.jobs.retrieve(job.id) == job
+    defaults = await tenant.client.fine_tuning.jobs.create(
+        model=factories.BASE_MODEL, training_file=training.id, method={"type": "dpo"}
+    )
+    assert defaults.method is not None
+    assert defaults.method.dpo is not None
+    assert defaults.method.dpo.hyperparameters is not None
+    assert defaults.method.dpo.hyperparameters.beta == "auto"
+
+
 async def test_jobs_are_listed_newest_first_and_by_cursor(tenant: Tenant) -> None:
     made = [(await factories.job(tenant.resources, tenant.principal)).id for _ in range(25)]
     first = await tenant.client.fine_tuning.jobs.list()
@@ -191,7 +226,8 @@ async def test_a_succeeded_job_names_its_model_and_results(tenant: Tenant) -> No
     assert job.to_dict()["hone"] == {
         "current_step": 36,
         "total_steps": 36,
-        "spec": {"version": 1, "n_epochs": 3},
+        "requested": None,
+        "spec": row.spec,
         "dataset": {"training": {"examples": 12}},
     }
 

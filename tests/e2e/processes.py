@@ -64,6 +64,7 @@ class Installation:
 
 class Process:
     def __init__(self, installation: Installation, arguments: tuple[str, ...]) -> None:
+        self.installation = installation
         self.output = installation.data / f"{arguments[0]}.{time.monotonic_ns()}.log"
         with self.output.open("wb") as log:
             self._popen = subprocess.Popen(

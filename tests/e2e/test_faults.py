@@ -17,6 +17,7 @@ from tests.e2e.processes import (
     is_alive,
     messages,
     metrics,
+    rows,
     wait_for,
     wait_for_end,
     wait_for_status,
@@ -154,6 +155,18 @@ def test_a_stopped_trainer_cannot_hold_up_a_cancel(install: Install) -> None:
         client.fine_tuning.jobs.cancel(job.id)
 
         wait_for(lambda: not is_alive(trainer), seconds=10)
+
+
+def test_cancelling_while_the_files_are_checked(server: Process) -> None:
+    """A file that takes seconds to check: the next job's files are looked at long before it would be done."""
+    client = server.client()
+    job = create_job(client, epochs=1, train=rows(60_000))
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+
+    next_job = create_job(client, epochs=1)
+
+    assert wait_for_end(client, next_job.id, seconds=30).status == "succeeded"
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
 
 
 def test_cancelling_while_the_base_is_loaded(install: Install) -> None:

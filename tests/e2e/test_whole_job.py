@@ -137,12 +137,6 @@ def test_the_log_reaches_the_api(server: Process) -> None:
 
     assert client.fine_tuning.jobs.retrieve(job.id).status == "succeeded"
     assert "finished after step 12" in followed
-    assert str(template_free(followed)) == followed
-
-
-def template_free(log: str) -> str:
-    """The log as it would be without anything that looks like a key."""
-    return log.replace("sk-hone-", "")
 
 
 def test_a_bad_file_fails_the_job_with_line_and_count(server: Process) -> None:

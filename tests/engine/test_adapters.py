@@ -1,11 +1,13 @@
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from tests.tiny import Family
 from worker.contract.errors import TrainError
 from worker.contract.spec import LoraSettings
 from worker.engine import adapters
@@ -91,7 +93,40 @@ def test_weights_of_another_rank_are_refused(base: PreTrainedModel, tmp_path: Pa
         adapters.restore(adapter, tmp_path / "adapter")
 
 
-def test_other_targets_are_refused(base: PreTrainedModel) -> None:
-    with pytest.raises(TrainError) as caught:
-        adapters.attach(base, LoraSettings(target_modules=("q_proj",)), seed=1)
-    assert caught.value.param == "lora.target_modules"
+def test_only_the_named_layers_get_an_adapter(base: PreTrainedModel) -> None:
+    adapter = adapters.attach(base, LoraSettings(target_modules=("v_proj", "q_proj", "q_proj")), seed=1)
+    assert {name.split(".")[-4] for name in adapters.parameters(adapter)} == {"q_proj", "v_proj"}
+    assert len(adapters.parameters(adapter)) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize("unknown", ["lm_head", "embed_tokens", "self_attn.q_proj", "wq"])
+def test_layers_that_the_base_does_not_have_are_refused_by_name(base: PreTrainedModel, unknown: str) -> None:
+    with pytest.raises(TrainError, match=f"no linear layers named {unknown};.*up_proj, v_proj") as caught:
+        adapters.attach(base, LoraSettings(target_modules=("q_proj", unknown)), seed=1)
+    assert (caught.value.code, caught.value.param) == ("unknown_target_module", "hone.adapter.target_modules")
+
+
+def test_no_layers_at_all_are_refused(base: PreTrainedModel) -> None:
+    with pytest.raises(TrainError, match="named nothing"):
+        adapters.attach(base, LoraSettings(target_modules=()), seed=1)
+
+
+def test_a_fresh_dora_adapter_changes_nothing(load_base: Callable[[Family], PreTrainedModel]) -> None:
+    base = load_base("llama")
+    tokens_1T = torch.arange(9)[None]
+    base.set_attn_implementation("eager")
+    with torch.no_grad():
+        before = base(input_ids=tokens_1T).logits
+        adapter = adapters.attach(base, LoraSettings(rank=4, dora=True), seed=1)
+        torch.testing.assert_close(base(input_ids=tokens_1T).logits, before, rtol=0, atol=1e-6)
+    magnitudes = [value for name, value in adapters.parameters(adapter).items() if "magnitude" in name]
+    assert len(magnitudes) == 2 * 7
+    assert all(value.dtype == torch.float32 for value in magnitudes)
+    adapters.detach(adapter)
+
+
+@pytest.mark.parametrize("lora", [LoraSettings(rank=4, rslora=True), LoraSettings(rank=4, dora=True)])
+def test_the_saved_config_names_the_variant(base: PreTrainedModel, tmp_path: Path, lora: LoraSettings) -> None:
+    adapters.save(adapters.attach(base, lora, seed=1), tmp_path / "adapter", base_id="tiny/base")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["use_rslora"], config["use_dora"]) == (lora.rslora, lora.dora)

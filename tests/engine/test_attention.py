@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from worker.contract.errors import TrainError
+from worker.engine import softcap
 from worker.engine.attention import documents_of, packed_attention
 
 A, K, T, E = 4, 2, 20, 8
@@ -27,14 +28,16 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     )
 
 
-def formula(scaling: float, window: int) -> torch.Tensor:
+def formula(scaling: float, window: int, softcap: float | None = None) -> torch.Tensor:
     query_ATE, key_KTE, value_KTE = (given[0] for given in inputs())
     key_ATE, value_ATE = (given.repeat_interleave(A // K, dim=0) for given in (key_KTE, value_KTE))
     document_T = torch.bucketize(torch.arange(T), torch.tensor(BOUNDS), right=True)
     distance_TT = torch.arange(T)[:, None] - torch.arange(T)[None, :]
     seen_TT = (document_T[:, None] == document_T[None, :]) & (distance_TT >= 0) & (distance_TT < window)
-    scores_ATT = (query_ATE @ key_ATE.transpose(1, 2) * scaling).masked_fill(~seen_TT, -math.inf)
-    return (scores_ATT.softmax(-1) @ value_ATE).transpose(0, 1)[None]
+    scores_ATT = query_ATE @ key_ATE.transpose(1, 2) * scaling
+    if softcap is not None:
+        scores_ATT = softcap * torch.tanh(scores_ATT / softcap)
+    return (scores_ATT.masked_fill(~seen_TT, -math.inf).softmax(-1) @ value_ATE).transpose(0, 1)[None]
 
 
 @pytest.mark.parametrize("scaling", [None, 0.5])
@@ -48,10 +51,60 @@ def test_equals_the_formula(scaling: float | None, window: int | None) -> None:
     assert documents.layers_served == {0}
 
 
+@pytest.mark.parametrize("block", [1, 5, 512])
+@pytest.mark.parametrize("window", [None, 1, 3, 12])
+def test_softcapped_scores_equal_the_formula(monkeypatch: pytest.MonkeyPatch, block: int, window: int | None) -> None:
+    monkeypatch.setattr(softcap, "_BLOCK_QUERIES", block)
+    query, key, value = given = inputs()
+    for tensor in given:
+        tensor.requires_grad_()
+    documents = documents_of(BOUNDS, torch.device("cpu"))
+    out_1TAE, _ = packed_attention(
+        module(), query, key, value, None, documents=documents, scaling=0.5, sliding_window=window, softcap=1.5
+    )
+    torch.testing.assert_close(out_1TAE, formula(0.5, window or T, 1.5), rtol=1e-5, atol=1e-6)
+    out_1TAE.square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in given)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 3, 9])
+def test_a_document_that_continues_another_is_computed_as_if_they_stood_alone(
+    window: int | None, softcap: float | None
+) -> None:
+    """Bounds 0, 1, 8, 20: the third document continues the second; then it does so from the other end of the row."""
+    query, key, value = inputs()
+    options: dict[str, Any] = {"sliding_window": window, "softcap": softcap}
+    whole, _ = packed_attention(
+        module(sliding_window=window),
+        query[:, :, 1:],
+        key[:, :, 1:],
+        value[:, :, 1:],
+        None,
+        documents=documents_of((0, T - 1), torch.device("cpu")),
+        **options,
+    )
+    orders = [
+        (list(range(T)), BOUNDS, (None, None, 1)),
+        ([0, *range(8, 20), *range(1, 8)], (0, 1, 13, 20), (None, 2, None)),
+    ]
+    for order, bounds, prefixes in orders:
+        out, _ = packed_attention(
+            module(sliding_window=window),
+            query[:, :, order],
+            key[:, :, order],
+            value[:, :, order],
+            None,
+            documents=documents_of(bounds, torch.device("cpu"), prefixes),
+            **options,
+        )
+        torch.testing.assert_close(out[0, [order.index(t) for t in range(1, T)]], whole[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"softcap": 50.0}, "softcap"),
+        ({"softcap": 50.0, "dropout": 0.1}, "softcap and dropout"),
         ({"s_aux": torch.zeros(A)}, "s_aux"),
         ({"something_new": True, "other": 1}, "other, something_new"),
         ({"documents": None}, "bounds of packed documents"),

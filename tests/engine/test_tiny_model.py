@@ -112,6 +112,17 @@ def test_it_loads_with_the_auto_classes(built: Path, tokenizer: Any) -> None:
         assert model(ids).logits.isfinite().all()
 
 
+def test_chat_tokens_have_embeddings_of_their_own(built: Path, tokenizer: Any) -> None:
+    model = LlamaForCausalLM.from_pretrained(built, local_files_only=True)
+    rows = model.model.embed_tokens.weight.detach()
+    chat = rows[: len(tiny_model.SPECIAL_TOKENS)]
+    alike = torch.nn.functional.cosine_similarity(chat[:, None], chat[None], dim=-1)
+    turn, text = (tokenizer.convert_tokens_to_ids(token) for token in ("<|eot_id|>", "<|end_of_text|>"))
+    assert alike[turn, text] > 0.3  # a turn's end is begun near a text's end
+    alike[turn, text] = alike[text, turn] = 0
+    assert alike.fill_diagonal_(0).max() < 0.8
+
+
 def test_pretraining_learns(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny_model.Recipe(**{**vars(RECIPE), "steps": 48})
     tiny_model.build(tmp_path / "model", corpus=corpus, recipe=recipe)

@@ -134,8 +134,9 @@ async def test_a_crash_counts_and_three_fail_the_job(resources: Resources) -> No
         assert job.crashes == number
         assert job.status == (JobStatus.FAILED if number == 3 else JobStatus.QUEUED)
         assert job.lease_owner is None
-    assert job.error is not None
-    assert job.error["code"] == "worker_crashed"
+    failed = await look(resources, job_id)
+    assert failed.error is not None
+    assert failed.error["code"] == "worker_crashed"
     assert await claim(resources) is None
 
 

@@ -34,7 +34,8 @@ def refusal(value: dict[str, Any]) -> FormatError:
         chat(USER, ANSWER, {"role": "function", "name": "f", "content": None}, functions=[{"name": "f"}]),
         chat(USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {"a": 1}}}]}),
         chat(USER, {"role": "assistant", "content": "\x00"}),
-        chat(USER, {"role": "assistant", "content": ""}),
+        chat(USER, {"role": "assistant", "content": "", "weight": 0}, ANSWER),
+        chat(USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}),
     ],
 )
 def test_chat_rows_are_kept_as_they_were_sent(value: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.chat_bases import write_base
 from worker.contract.prepare import REPORT_NAME, DataLimits, PrepareReport, PrepareRequest, ProcessLimits
+from worker.data.pair_file import PairFile
 from worker.data.token_file import TokenFile
 from worker.prepare import run_prepare
 
@@ -87,6 +88,59 @@ def test_prompt_and_completion_files(prepare: Prepare) -> None:
     report = prepare(pairs, pairs)
     assert report.error is None
     assert report.training.num_examples == 10
+
+
+PAIR = {
+    "input": {"messages": ROW["messages"][:1]},
+    "preferred_output": ROW["messages"][1:],
+    "non_preferred_output": [{"role": "assistant", "content": "It is 5."}],
+}
+
+
+def test_preference_files_become_pair_files(prepare: Prepare) -> None:
+    long = {**PAIR, "input": {"messages": LONG["messages"][:1]}}
+    rambling = {**PAIR, "non_preferred_output": [{"role": "assistant", "content": "It is 5. " * 40}]}
+    report = prepare(lines(*[PAIR] * 300, long, rambling), lines(PAIR), method="dpo", max_sequence_tokens=60)
+    assert report.error is None
+    training, validation = report.training, report.validation
+    assert validation is not None
+    assert training.tokens_path is not None
+    assert validation.tokens_path is not None
+    loaded = PairFile.load(training.tokens_path)
+    assert len(loaded) == training.num_examples == 301
+    assert len(loaded.tokens) == training.num_tokens
+    assert int((loaded.weights > 0).sum()) == training.num_trained_tokens
+    assert max(loaded.num_tokens(index) for index in range(301)) == training.max_example_tokens
+    assert loaded.longest_sequence() == 60
+    assert (training.skipped, training.truncated) == (1, 1)
+    assert (validation.num_examples, len(PairFile.load(validation.tokens_path))) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            lines(*[PAIR] * 10, {**PAIR, "preferred_output": []}, {**PAIR, "input": {}}),
+            "Invalid file format. Example 11 'preferred_output': list should have at least 1 item after validation, "
+            "not 0 (line 11, field preferred_output; 2 lines are invalid)",
+        ),
+        (
+            lines(*[PAIR] * 10, {**PAIR, "non_preferred_output": PAIR["preferred_output"]}),
+            "Invalid file format. Example 11 has the same tokens in preferred_output and non_preferred_output: there "
+            "is nothing to prefer (line 11, field non_preferred_output)",
+        ),
+        (
+            lines(*[ROW] * 10),
+            "Input file is in the fine-tune-chat format, but the specified fine-tuning job is not using 'supervised' "
+            "as the training method (provided method=dpo). (line 1)",
+        ),
+    ],
+)
+def test_a_bad_preference_file_fails_the_job(prepare: Prepare, data: bytes, message: str) -> None:
+    report = prepare(data, method="dpo")
+    assert report.error is not None
+    expected = {"code": "invalid_training_file", "message": f"{INVALID} {message}", "param": "training_file"}
+    assert report.error.model_dump() == expected
 
 
 BAD_ROLE = {"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}
@@ -189,6 +243,79 @@ def test_a_bad_validation_file_fails_the_job(prepare: Prepare, data: bytes, mess
     assert report.error is not None
     expected = {"code": "invalid_validation_file", "message": message, "param": "validation_file"}
     assert report.error.model_dump() == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "what", "place"),
+    [
+        (
+            {"messages": [ROW["messages"][0], {"role": "assistant", "content": ""}]},
+            ", message 2 has an empty answer",
+            1,
+        ),
+        (
+            {"messages": [ROW["messages"][0], {"role": "assistant", "content": [{"type": "text", "text": ""}]}]},
+            ", message 2 has an empty answer",
+            1,
+        ),
+        ({"messages": [ROW["messages"][0], {"role": "assistant", "content": None}]}, ", message 2 has neither", 1),
+    ],
+)
+def test_empty_answers_are_refused(prepare: Prepare, row: Any, what: str, place: int) -> None:
+    report = prepare(lines(*[ROW] * 10, row))
+    assert report.error is not None
+    assert report.error.code == "invalid_training_file"
+    assert report.error.message.startswith(f"{FORMAT} Example 11{what}")
+    assert report.error.message.endswith(f"(line 11, field messages[{place}])")
+
+
+def test_an_empty_completion_is_refused_and_an_empty_prompt_is_not(prepare: Prepare) -> None:
+    report = prepare(lines(*[{"prompt": "", "completion": "b"}] * 10, {"prompt": "a", "completion": ""}))
+    assert report.error is not None
+    assert "Example 11 'completion': string should have at least 1 character" in report.error.message
+    assert report.training.num_examples == 10
+
+
+def test_what_is_not_trained_on_may_be_empty(prepare: Prepare) -> None:
+    silent = {"role": "assistant", "content": "", "weight": 0}
+    row = {"messages": [{"role": "user", "content": ""}, silent, *ROW["messages"]]}
+    assert prepare(lines(*[row] * 10)).error is None
+
+
+@pytest.mark.parametrize("weight", [b"NaN", b"Infinity", b"1e999", b"0.5", b'"1"', b"true"])
+def test_impossible_weights_are_refused(prepare: Prepare, weight: bytes) -> None:
+    bad = json.dumps(ROW).encode().replace(b'"It is 4."', b'"It is 4.", "weight": ' + weight)
+    report = prepare(lines(*[ROW] * 10, bad))
+    assert report.error is not None
+    assert (report.error.code, report.training.errors[0].line) == ("invalid_training_file", 11)
+
+
+def test_repeated_examples_are_counted_and_kept(prepare: Prepare) -> None:
+    other = {"messages": [{"role": "user", "content": "3 + 3?"}, {"role": "assistant", "content": "It is 6."}]}
+    unseen = {
+        "messages": [*other["messages"], {"role": "user", "content": "Sure?"}, {**ROW["messages"][1], "weight": 0}]
+    }
+    report = prepare(lines(*[ROW] * 1000, other, unseen), lines(ROW))
+    assert report.error is None
+    assert (report.training.num_examples, report.training.duplicates) == (1002, 999)
+    assert report.validation is not None
+    assert report.validation.duplicates == 0
+
+
+def test_only_the_last_turn_is_trained_on(prepare: Prepare) -> None:
+    row: dict[str, Any] = {
+        "messages": [*ROW["messages"], {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}]
+    }
+    every, last = (prepare(lines(*[row] * 10), lines(row), train_on_last_turn_only=only) for only in (False, True))
+    alone = prepare(lines(*[{"messages": row["messages"][2:]}] * 10))
+    assert last.training.num_tokens == every.training.num_tokens
+    assert last.training.num_trained_tokens == alone.training.num_trained_tokens < every.training.num_trained_tokens
+    assert last.validation is not None
+    assert last.validation.num_trained_tokens * 10 == last.training.num_trained_tokens
+    row["messages"][3]["weight"] = 0
+    refused = prepare(lines(*[row] * 10), train_on_last_turn_only=True).error
+    assert refused is not None
+    assert "has nothing to train on: the last assistant message has weight 0" in refused.message
 
 
 def test_errors_are_listed_in_order_and_counted(prepare: Prepare, tmp_path: Path) -> None:

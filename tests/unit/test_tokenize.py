@@ -98,7 +98,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> BaseOf:
 PLAIN = [
     [USER, PARIS],
     [SYSTEM, USER, PARIS, USER, ROME],
-    [USER, SPACED, USER, ROME, {"role": "user", "content": ""}, {"role": "assistant", "content": ""}],
+    [USER, {"role": "assistant", "content": "", "weight": 0}, {"role": "user", "content": ""}, SPACED, USER, ROME],
     [SYSTEM, USER, PARIS, {"role": "user", "content": "a\r\n\tb  "}],
     [USER, {"role": "assistant", "content": "<tool_call>kept as the token it is</tool_call>"}],
 ]
@@ -322,6 +322,17 @@ def test_the_prompt_keeps_its_own_tokens(base_of: BaseOf) -> None:
     example = base.one({"prompt": "What is the cap", "completion": "ital"})
     assert example.tokens[: len(prompt)] == prompt
     assert base.turns(example) == ["ital<|im_end|>"]
+
+
+@pytest.mark.parametrize("style", ["chatml", "marked", "llama", "qwen"])
+def test_only_the_last_turn_may_be_trained_on(base_of: BaseOf, style: str) -> None:
+    base = base_of(style)
+    every = base.one({"messages": [USER, PARIS, USER, ROME]})
+    row = parse_row({"messages": [USER, PARIS, USER, ROME]})
+    (last,) = RowTokenizer(base.directory, TODAY, last_turn_only=True).tokenize([row], max_sequence_tokens=999)
+    assert not isinstance(last, FormatError)
+    assert last.tokens == every.tokens
+    assert base.turns(last) == base.turns(every)[-1:]
 
 
 # Truncation and refusals

@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 
-from worker import archive
+from worker.data import archive
 
 
 def test_a_directory_comes_back_as_it_was(tmp_path: Path) -> None:

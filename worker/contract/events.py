@@ -33,6 +33,7 @@ class Start(Line):
     validation_data: str | None
     work_directory: str
     resume_directory: str | None  # an unpacked checkpoint: adapter/ and state/
+    initial_adapter_directory: str | None = None  # a PEFT directory to continue from; a checkpoint goes before it
     card: dict[str, str]  # facts for the model card that only the control side knows
 
 
@@ -84,7 +85,11 @@ class Adjusted(Line):
 
 
 class Step(Line):
-    """One optimizer step. Loss and accuracy are means over the step's trained weight, before the update."""
+    """One optimizer step. Loss and accuracy are means over the step's trained weight, before the update.
+
+    For DPO they are means over its pairs: `token_accuracy` is the share of pairs whose chosen answer has the
+    higher reward, and the rewards are beta times how much likelier the policy makes an answer than its reference.
+    """
 
     type: Literal["step"] = "step"
     run: str
@@ -97,10 +102,15 @@ class Step(Line):
     tokens: int  # all real tokens of the step's examples
     trained_tokens: int  # those with a weight above zero
     seconds: float
+    reward_chosen: float | None = None  # these two for DPO only
+    reward_rejected: float | None = None
 
 
 class Evaluation(Line):
-    """Validation loss after `step`: over a fixed sample (`valid`) or over every row (`full_valid`)."""
+    """Validation loss after `step`: over a fixed sample (`valid`) or over every row (`full_valid`).
+
+    For DPO accuracy and rewards are those of `Step`.
+    """
 
     type: Literal["evaluation"] = "evaluation"
     run: str
@@ -108,20 +118,26 @@ class Evaluation(Line):
     kind: Literal["valid", "full_valid"]
     loss: float
     token_accuracy: float
+    reward_chosen: float | None = None
+    reward_rejected: float | None = None
 
 
 class Checkpoint(Line):
-    """A complete checkpoint lies in `directory` (adapter/ and state/); it is no longer written to."""
+    """A complete checkpoint lies in `directory` (adapter/ and state/); it is no longer written to.
+
+    `is_last` says that the run takes no step after it, because it has taken all or stops early.
+    """
 
     type: Literal["checkpoint"] = "checkpoint"
     run: str
     step: int
     epoch_end: bool
+    is_last: bool = False
     directory: str
 
 
 class Finished(Line):
-    """The run is complete: `directory` holds the adapter as a standard PEFT directory."""
+    """The run is complete after `step`, its last: `directory` holds the adapter as a standard PEFT directory."""
 
     type: Literal["finished"] = "finished"
     run: str

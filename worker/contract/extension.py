@@ -4,11 +4,47 @@ With the SDK: `client.fine_tuning.jobs.create(..., extra_body={"hone": {"adapter
 keys are refused by name. What is absent takes the documented default of the resolved spec.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
-ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$", max_length=64)]
+_MODULE_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
+_MOST_MODULES = 64
+
+
+def _target_modules(value: object) -> object:
+    """One sentence for every fault: pydantic would tell of each branch of the union."""
+    names = value if isinstance(value, list) else []
+    if value == "all-linear" or (1 <= len(names) <= _MOST_MODULES and all(map(_is_module_name, names))):
+        return value
+    raise PydanticCustomError(
+        "target_modules", 'expected "all-linear" or up to 64 names of linear layers, such as ["q_proj", "v_proj"]'
+    )
+
+
+def _is_module_name(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch(_MODULE_NAME, name) is not None
+
+
+TargetModules = Annotated[
+    Literal["all-linear"] | list[str],
+    PlainValidator(_target_modules),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "all-linear"},
+                {
+                    "type": "array",
+                    "items": {"type": "string", "pattern": _MODULE_NAME},
+                    "minItems": 1,
+                    "maxItems": _MOST_MODULES,
+                },
+            ]
+        }
+    ),
+]
 
 
 class Options(BaseModel):
@@ -17,11 +53,11 @@ class Options(BaseModel):
 
 
 class AdapterOptions(Options):
-    rank: int = Field(default=16, ge=1, le=512)
+    rank: int = Field(default=16, ge=1, le=512, description="Rows of the adapter's matrices.")
     alpha: float | None = Field(default=None, gt=0, le=4096, description="Default: twice the rank.")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | Annotated[list[ModuleName], Field(min_length=1, max_length=64)] = (
-        "all-linear"
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the adapter's inputs set to zero.")
+    target_modules: TargetModules = Field(
+        default="all-linear", description="Last parts of layers' names; `all-linear` is all but the head."
     )
     rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank).")
     dora: bool = Field(default=False, description="Weight-decomposed LoRA.")
@@ -32,25 +68,46 @@ class EarlyStopping(Options):
 
 
 class DpoOptions(Options):
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    loss: Literal["sigmoid", "ipo"] = Field(default="sigmoid", description="DPO's own loss, or IPO's.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Assumed share of swapped pairs; with the sigmoid loss only."
+    )
 
 
 class Extension(Options):
-    adapter: AdapterOptions = AdapterOptions()
+    """Settings beyond OpenAI's. What is left out takes its default."""
+
+    adapter: AdapterOptions = Field(default=AdapterOptions(), description="The shape of the LoRA adapter.")
     quantization: Literal["nf4"] | None = Field(default=None, description="QLoRA: the base in 4-bit NormalFloat.")
     learning_rate: float | None = Field(
         default=None, gt=0, le=1, description="Absolute peak; excludes learning_rate_multiplier."
     )
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    warmup_steps: int | None = Field(default=None, ge=0, le=100_000)
-    weight_decay: float = Field(default=0.0, ge=0, le=1)
-    max_gradient_norm: float = Field(default=1.0, gt=0, le=1e6)
-    max_sequence_tokens: int | None = Field(default=None, ge=16)
-    eval_interval_steps: int | None = Field(default=None, ge=1)
-    checkpoint_interval_steps: int | None = Field(default=None, ge=1)
-    early_stopping: EarlyStopping | None = None
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="cosine", description="How the learning rate falls after its warm-up."
+    )
+    warmup_steps: int | None = Field(
+        default=None, ge=0, le=100_000, description="Default: 5 % of the steps, at most 100."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's, on the adapter.")
+    max_gradient_norm: float = Field(default=1.0, gt=0, le=1e6, description="Longer gradients are scaled down to it.")
+    max_sequence_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        le=2**31 - 1,
+        description="Longer examples are cut at the end. Default, and most: what server and base model allow.",
+    )
+    eval_interval_steps: int | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="Default: about 20 evaluations a run."
+    )
+    checkpoint_interval_steps: int | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="Default: about 10 checkpoints a run, besides those of epochs."
+    )
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="End the run when the validation loss falls no more."
+    )
     keep_best: bool = Field(default=False, description="The result is the adapter with the lowest validation loss.")
-    neftune_noise_alpha: float = Field(default=0.0, ge=0, le=100)
-    train_on_last_turn_only: bool = False
-    dpo: DpoOptions = DpoOptions()
+    neftune_noise_alpha: float = Field(default=0.0, ge=0, le=100, description="Noise on the embeddings; 0 is none.")
+    train_on_last_turn_only: bool = Field(
+        default=False, description="Of each conversation only the last assistant message is trained on."
+    )
+    dpo: DpoOptions = Field(default=DpoOptions(), description="For the method `dpo`.")

@@ -1,4 +1,4 @@
-"""The shapes of training data: what a line of a supervised file may hold, and the sentences that refuse it.
+"""The shapes of training data: what a line of a file may hold for each method, and the sentences that refuse it.
 
 A row is validated here and kept as the dictionaries that were sent: chat templates print tools and
 tool calls as JSON, so the order of their keys is part of the data.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
@@ -59,18 +59,24 @@ class CompletionRow:
     completion: str
 
 
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """A conversation and two answers of the assistant, of which the first is better. `keys` name them in the file."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    preferred: dict[str, Any]
+    non_preferred: dict[str, Any]
+    keys: tuple[str, str]
+
+
 SupervisedRow = ChatRow | CompletionRow
+METHODS = {"chat": "supervised", "completion": "supervised", "preference": "dpo", "reinforcement": "reinforcement"}
 
 
 def parse_row(value: dict[str, Any]) -> SupervisedRow:
     """The supervised row in `value`; FormatError if it is none or belongs to another training method."""
-    for name, method in (("preference", "dpo"), ("reinforcement", "reinforcement")):
-        if detect_format(value) == name:
-            raise FormatError(
-                f"Input file is in the fine-tune-{name} format, but the specified fine-tuning job is not using "
-                f"'{method}' as the training method (provided method=supervised).",
-                fault=Fault.METHOD,
-            )
+    _require_method(value, "supervised")
     if value.keys() & COMPLETION_KEYS and not value.keys() & CHAT_KEYS:
         _validate(_CompletionShape, value)
         return CompletionRow(prompt=value["prompt"], completion=value["completion"])
@@ -82,6 +88,39 @@ def parse_row(value: dict[str, Any]) -> SupervisedRow:
     if not any(message["role"] == "assistant" for message in value["messages"]):
         raise FormatError("has no message from the assistant", field="messages")
     return ChatRow(messages=value["messages"], tools=value.get("tools"), functions=value.get("functions"))
+
+
+def parse_preference(value: dict[str, Any]) -> PreferenceRow:
+    """The preference row in `value`; FormatError if it is none or belongs to another training method."""
+    _require_method(value, "dpo")
+    if not value.keys() & {"input", *PREFERRED_KEYS, *NON_PREFERRED_KEYS}:
+        raise FormatError(
+            "Unexpected file format, expected preference pairs: input, preferred_output and non_preferred_output.",
+            fault=Fault.FILE,
+        )
+    preferred = next((key for key in PREFERRED_KEYS if key in value), PREFERRED_KEYS[0])
+    non_preferred = next((key for key in NON_PREFERRED_KEYS if key in value), NON_PREFERRED_KEYS[0])
+    _validate(_PREFERENCE_SHAPES[preferred, non_preferred], value)
+    for key in (preferred, non_preferred):
+        if value[key][0].get("weight") == 0:
+            raise FormatError("has weight 0, but both answers are trained on", field=f"{key}[0].weight", where=key)
+    return PreferenceRow(
+        messages=value["input"]["messages"],
+        tools=value["input"].get("tools"),
+        preferred=value[preferred][0],
+        non_preferred=value[non_preferred][0],
+        keys=(preferred, non_preferred),
+    )
+
+
+def _require_method(value: dict[str, Any], method: str) -> None:
+    found = detect_format(value)
+    if found is not None and METHODS[found] != method:
+        raise FormatError(
+            f"Input file is in the fine-tune-{found} format, but the specified fine-tuning job is not using "
+            f"'{METHODS[found]}' as the training method (provided method={method}).",
+            fault=Fault.METHOD,
+        )
 
 
 def detect_format(value: dict[str, Any]) -> Literal["chat", "completion", "preference", "reinforcement"] | None:
@@ -120,6 +159,11 @@ def _check_content(content: object) -> object:
         if not isinstance(part.get("text"), str) or part.keys() - {"type", "text"}:
             raise PydanticCustomError("content", 'has a text part that is not {{"type": "text", "text": "..."}}')
     return content
+
+
+def _is_empty(content: object) -> bool:
+    """Whether content that was checked holds no text at all."""
+    return content == "" or (isinstance(content, list) and not any(part["text"] for part in content))
 
 
 def _require_content(content: object) -> object:
@@ -187,6 +231,8 @@ class _Assistant(_Shape):
     def _says_something(self) -> "_Assistant":
         if self.content is None and self.tool_calls is None and self.function_call is None:
             raise PydanticCustomError("content", "has neither content nor tool_calls nor function_call")
+        if self.weight != 0 and _is_empty(self.content) and self.tool_calls is None and self.function_call is None:
+            raise PydanticCustomError("content", "has an empty answer: give it text, or a weight of 0")
         if self.tool_calls is not None and self.function_call is not None:
             raise PydanticCustomError("content", "has both tool_calls and the older function_call")
         return self
@@ -225,7 +271,30 @@ class _ChatShape(_Shape):
 
 class _CompletionShape(_Shape):
     prompt: str
-    completion: str
+    completion: str = Field(min_length=1)
+
+
+class _PreferenceInput(_Shape):
+    messages: list[Message] = Field(min_length=1)
+    tools: list[_ToolDefinition] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+_Answer = Annotated[list[_Assistant], Field(min_length=1, max_length=1)]
+
+
+def _preference_shape(preferred: str, non_preferred: str) -> type[_Shape]:
+    fields: dict[str, Any] = {"input": (_PreferenceInput, ...)}
+    fields |= {preferred: (_Answer, ...), non_preferred: (_Answer, ...)}
+    return create_model("_PreferenceShape", __base__=_Shape, **fields)
+
+
+# One for each spelling, so that errors name the keys that the file has, and any other key is one too many.
+_PREFERENCE_SHAPES = {
+    (preferred, non_preferred): _preference_shape(preferred, non_preferred)
+    for preferred in PREFERRED_KEYS
+    for non_preferred in NON_PREFERRED_KEYS
+}
 
 
 def _validate(shape: type[_Shape], value: dict[str, Any]) -> None:
@@ -239,9 +308,13 @@ def _format_error(error: ErrorDetails) -> FormatError:
     """The first finding of pydantic in the words that OpenAI's service uses for it."""
     location = list(error["loc"])
     where = ""
-    if len(location) > 1 and location[0] == "messages":
-        where = f"message {int(location[1]) + 1}"
-        del location[2:3]  # the role, by which pydantic says which branch of the union it took
+    if len(location) > 1 and location[0] in PREFERRED_KEYS + NON_PREFERRED_KEYS:
+        where = str(location[0])
+    elif "messages" in location[:-1]:
+        index = location.index("messages") + 1
+        where = f"message {int(location[index]) + 1}"
+        # the role, by which pydantic says which branch of the union it took
+        del location[index + 1 : index + 2]
     kind, context = error["type"], error.get("ctx", {})
     fault = Fault.ROW
     if kind == "extra_forbidden":

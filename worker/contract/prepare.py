@@ -29,14 +29,19 @@ class DataLimits(Frozen):
 
 
 class PrepareRequest(Frozen):
-    """All paths are on this machine. `rendering_date` is today to a chat template that asks for the date."""
+    """All paths are on this machine. `rendering_date` is today to a chat template that asks for the date.
 
+    `method` says what rows the files must hold.
+    """
+
+    method: Literal["supervised", "dpo"] = "supervised"
     base_directory: str
     training_file: str
     validation_file: str | None = None
     output_directory: str
     max_sequence_tokens: int = Field(ge=1)
     rendering_date: date
+    train_on_last_turn_only: bool = False  # of conversations: no weight on earlier assistant messages
     data: DataLimits = DataLimits()
     process: ProcessLimits = ProcessLimits()
 
@@ -50,16 +55,20 @@ class RowError(Frozen):
 
 
 class FileReport(Frozen):
-    """Counts of one file, after truncation; `num_*` leave out the skipped examples and refused lines."""
+    """Counts of one file, after truncation; `num_*` leave out the skipped examples and refused lines.
 
-    tokens_path: str | None  # the token file; None if the file was refused
+    An example of a preference file is a pair; the tokens of its prompt count once.
+    """
+
+    tokens_path: str | None  # the token file or pair file; None if the file was refused
     num_examples: int
     num_tokens: int
     num_trained_tokens: int
     max_example_tokens: int
     truncated: int  # examples cut at max_sequence_tokens, but still trained on
-    skipped: int  # examples left out because the cut took every trained token
+    skipped: int  # examples left out because the cut took every trained token, or all that two answers differ in
     special_strings_in_content: int  # special-token strings in the data, encoded as ordinary text
+    duplicates: int = 0  # examples that equal an earlier one, token for token; they are trained on too
     errors: list[RowError] = Field(max_length=MAX_LISTED_ERRORS)
     num_errors: int
 

@@ -49,7 +49,8 @@ class OptimizerSettings(Frozen):
 class DpoSettings(Frozen):
     """Direct preference optimization: the sigmoid loss of arXiv:2305.18290, or IPO's of arXiv:2310.12036.
 
-    `label_smoothing` is the assumed share of swapped labels (conservative DPO), for the sigmoid loss.
+    `label_smoothing` is the assumed share of swapped labels (conservative DPO), for the sigmoid loss only.
+    IPO's log-probabilities are divided by the answer's trained tokens.
     """
 
     beta: float = Field(default=0.1, gt=0, le=2)
@@ -78,7 +79,7 @@ class TrainSpec(Frozen):
     `initial_adapter` names the fine-tuned model or checkpoint that the run continues from.
     `early_stopping_patience` ends the run after that many evaluations in a row without a lower validation
     loss; `keep_best` makes the adapter with the lowest one the result. `neftune_noise_alpha` is the noise on
-    embeddings of arXiv:2310.05914; 0 is none.
+    embeddings of arXiv:2310.05914; 0 is none. `train_on_last_turn_only` was heeded when the data was prepared.
     """
 
     version: Literal[1] = SPEC_VERSION
@@ -100,4 +101,5 @@ class TrainSpec(Frozen):
     early_stopping_patience: int | None = Field(default=None, ge=1)
     keep_best: bool = False
     neftune_noise_alpha: float = Field(default=0.0, ge=0)
+    train_on_last_turn_only: bool = False
     execution: Execution | None = None

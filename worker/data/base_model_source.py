@@ -5,16 +5,17 @@ Nothing here loads weights: geometry is read from config.json and the headers of
 
 import hashlib
 import json
+import math
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worker.data import tensor_headers
+
 # The files that shape a run. Other formats of the same weights, pickles among them, are left alone.
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 _HUB_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
-_MAX_HEADER_BYTES = 100 * 1024**2
 
 
 class BadBaseModel(Exception):
@@ -90,21 +91,10 @@ def signature(directory: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 def _num_elements(path: Path) -> int:
-    """Elements of all tensors of a safetensors file: an 8-byte length, then a JSON header."""
-    with path.open("rb") as file:
-        try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length <= _MAX_HEADER_BYTES else None
-            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise BadBaseModel(f"{path} is not a safetensors file") from error
-    total = 0
-    for shape in shapes:
-        elements = 1
-        for size in shape:
-            elements *= size
-        total += elements
-    return total
+    try:
+        return sum(math.prod(tensor.shape) for tensor in tensor_headers.read(path).values())
+    except tensor_headers.NotSafetensors as error:
+        raise BadBaseModel(str(error)) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

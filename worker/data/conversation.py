@@ -42,6 +42,13 @@ def to_conversation(row: ChatRow, template: ChatTemplate) -> Conversation:
     return Conversation(messages, tools, [_weight(message) for message in row.messages])
 
 
+def keep_last_turn(conversation: Conversation) -> None:
+    """Leave weight to nothing but the last assistant message, and to that what its row gives it."""
+    weights, roles = conversation.weights, [message["role"] for message in conversation.messages]
+    last = len(roles) - 1 - roles[::-1].index("assistant")  # a row without one was refused when it was parsed
+    weights[:last] = [0.0] * last
+
+
 def _weight(message: dict[str, Any]) -> float:
     if message["role"] != "assistant":
         return 0.0

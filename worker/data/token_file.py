@@ -9,7 +9,7 @@ token of an example is never a target, so its weight is 0.
 import os
 import uuid
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +36,8 @@ class TokenFile:
     @classmethod
     def load(cls, path: str | Path) -> "TokenFile":
         """Read and check a token file; TokenFileError if it is not whole and consistent."""
-        try:
-            arrays = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise TokenFileError(f"{path} is not a readable token file: {error}") from error
-        if set(arrays) != set(DTYPES):
-            raise TokenFileError(f"{path} holds {sorted(arrays)}, not {sorted(DTYPES)}")
-        problem = _inconsistency(arrays["tokens"], arrays["weights"], arrays["offsets"])
+        arrays = read_arrays(path, DTYPES)
+        problem = inconsistency(arrays["tokens"], arrays["weights"], arrays["offsets"])
         if problem is not None:
             raise TokenFileError(f"{path}: {problem}")
         return cls(tokens=arrays["tokens"], weights=arrays["weights"], offsets=arrays["offsets"])
@@ -57,13 +52,32 @@ class TokenFile:
         start, end = self.offsets[index], self.offsets[index + 1]
         return self.tokens[start:end], self.weights[start:end]
 
+    def length(self, index: int) -> int:
+        """The tokens that an example takes in a pack."""
+        return int(self.offsets[index + 1] - self.offsets[index])
+
+    def longest_sequence(self) -> int:
+        return int(np.diff(self.offsets).max())
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All that the file says."""
+        return self.tokens, self.weights, self.offsets
+
 
 def write(path: str | Path, examples: Iterable[tuple[Sequence[int], Sequence[float]]]) -> None:
     """Write (token ids, weights) pairs of equal, non-zero length; the file appears whole or not at all.
 
     ValueError if a pair breaks a rule of the format.
     """
-    path = Path(path)
+    arrays = collect(examples)
+    problem = inconsistency(arrays["tokens"], arrays["weights"], arrays["offsets"])
+    if problem is not None:
+        raise ValueError(problem)
+    save_arrays(path, arrays)
+
+
+def collect(examples: Iterable[tuple[Sequence[int], Sequence[float]]]) -> dict[str, np.ndarray]:
+    """The arrays of a token file; ValueError if an example has other weights than tokens."""
     # 8 bytes a token while collecting; lists of Python objects would need ten times that.
     tokens, weights, offsets = array("i"), array("f"), array("q", [0])
     for example_tokens, example_weights in examples:
@@ -72,14 +86,27 @@ def write(path: str | Path, examples: Iterable[tuple[Sequence[int], Sequence[flo
         if len(tokens) != len(weights):
             raise ValueError(f"example {len(offsets) - 1} has {len(example_tokens)} tokens but other weights")
         offsets.append(len(tokens))
-    arrays = {
+    return {
         "tokens": np.frombuffer(tokens, dtype=np.int32),
         "weights": np.frombuffer(weights, dtype=np.float32),
         "offsets": np.frombuffer(offsets, dtype=np.int64),
     }
-    problem = _inconsistency(arrays["tokens"], arrays["weights"], arrays["offsets"])
-    if problem is not None:
-        raise ValueError(problem)
+
+
+def read_arrays(path: str | Path, dtypes: Mapping[str, np.dtype]) -> dict[str, np.ndarray]:
+    """The arrays of a file that must hold exactly those of `dtypes`; TokenFileError if it does not."""
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TokenFileError(f"{path} is not a readable token file: {error}") from error
+    if set(arrays) != set(dtypes):
+        raise TokenFileError(f"{path} holds {sorted(arrays)}, not {sorted(dtypes)}")
+    return arrays
+
+
+def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a file that appears whole or not at all."""
+    path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         save_file(arrays, partial)
@@ -90,7 +117,7 @@ def write(path: str | Path, examples: Iterable[tuple[Sequence[int], Sequence[flo
         partial.unlink(missing_ok=True)
 
 
-def _inconsistency(tokens: np.ndarray, weights: np.ndarray, offsets: np.ndarray) -> str | None:
+def inconsistency(tokens: np.ndarray, weights: np.ndarray, offsets: np.ndarray) -> str | None:
     """What is wrong with the three arrays, or None."""
     for name, values in (("tokens", tokens), ("weights", weights), ("offsets", offsets)):
         if values.ndim != 1 or values.dtype != DTYPES[name]:

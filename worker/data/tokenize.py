@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from worker.contract.formats import ChatRow, CompletionRow, Fault, FormatError, SupervisedRow
 from worker.data import special_strings
-from worker.data.conversation import to_conversation
+from worker.data.conversation import keep_last_turn, to_conversation
 from worker.data.encoder import Encoded, Encoder
 from worker.data.template import Span, load_template
 from worker.data.turns import TurnFinder
@@ -36,17 +36,27 @@ class Example:
     is_truncated: bool
     num_special_strings: int
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
 
 class RowTokenizer:
     """The tokenizer and the chat template of one base model directory."""
 
-    def __init__(self, directory: str | Path, rendering_date: datetime.date) -> None:
-        """OSError, ValueError or TemplateError if the directory has no usable tokenizer or a broken template."""
+    def __init__(self, directory: str | Path, rendering_date: datetime.date, *, last_turn_only: bool = False) -> None:
+        """OSError, ValueError or TemplateError if the directory has no usable tokenizer or a broken template.
+
+        `last_turn_only` takes the weight from all assistant messages but a conversation's last.
+        """
+        self._last_turn_only = last_turn_only
         self._encoder = Encoder(directory)
         self._template = load_template(directory, rendering_date)
         self._turns = TurnFinder(self._template, self._encoder.special) if self._template is not None else None
 
-    def tokenize(self, rows: Sequence[SupervisedRow], *, max_sequence_tokens: int) -> list[Example | FormatError]:
+    def tokenize(
+        self, rows: Sequence[SupervisedRow], *, max_sequence_tokens: int | None
+    ) -> list[Example | FormatError]:
         """Encode a batch of rows, in order; a row that cannot be trained on is answered by its error.
 
         Token ids of a conversation equal the tokenizer's own chat template, but for special-token strings
@@ -54,7 +64,7 @@ class RowTokenizer:
         end-of-turn token included; of prompt/completion rows the completion and the end-of-sequence token.
         Where the tokenizer joins the header's last character to the answer's first, as it does with two
         newlines, that token is trained too, as in transformers' own assistant masks.
-        A batch of a few hundred rows is encoded in parallel.
+        A batch of a few hundred rows is encoded in parallel. Without `max_sequence_tokens` nothing is cut.
         """
         drafts = [self._draft(row) for row in rows]
         texts = [text for draft in drafts if not isinstance(draft, FormatError) for text in draft.texts]
@@ -69,6 +79,10 @@ class RowTokenizer:
             whole = [part for part in parts if not isinstance(part, FormatError)]
             examples.append(error or self._example(draft, whole, max_sequence_tokens))
         return examples
+
+    def count_special_strings(self, value: object) -> int:
+        """How often special-token strings occur in the strings of messages and tools."""
+        return special_strings.count(value, self._encoder.special)
 
     def _draft(self, row: SupervisedRow) -> "_Draft | FormatError":
         try:
@@ -87,8 +101,11 @@ class RowTokenizer:
         if self._template is None or self._turns is None:
             raise FormatError(NO_TEMPLATE, fault=Fault.FILE)
         conversation = to_conversation(row, self._template)
+        if self._last_turn_only:
+            keep_last_turn(conversation)
         if not any(conversation.weights):
-            raise FormatError("has nothing to train on: every assistant message has weight 0", field="messages")
+            which = "the last" if self._last_turn_only else "every"
+            raise FormatError(f"has nothing to train on: {which} assistant message has weight 0", field="messages")
         special = self._encoder.special
         text, trained = self._turns.trained_spans(conversation)
         num_special_strings = special_strings.count([conversation.messages, conversation.tools], special)
@@ -105,7 +122,7 @@ class RowTokenizer:
         except FormatError as error:
             return error
 
-    def _example(self, draft: "_Draft", parts: list[Encoded], max_sequence_tokens: int) -> Example | FormatError:
+    def _example(self, draft: "_Draft", parts: list[Encoded], max_sequence_tokens: int | None) -> Example | FormatError:
         if draft.trained is not None:
             tokens, is_trained = parts[0].ids, parts[0].overlapping(draft.trained)
         else:
@@ -119,7 +136,7 @@ class RowTokenizer:
             tokens=tokens[:max_sequence_tokens],
             weights=is_trained.astype(np.float32).tolist(),
             num_trained_tokens=int(is_trained.sum()),
-            is_truncated=len(tokens) > max_sequence_tokens,
+            is_truncated=max_sequence_tokens is not None and len(tokens) > max_sequence_tokens,
             num_special_strings=draft.num_special_strings,
         )
 

@@ -133,7 +133,7 @@ def _marked_spans(generated: list[Span], conversation: Conversation) -> list[Spa
         return generated
     if len(generated) != len(turns):
         raise FormatError(
-            f"has weights of 0, but the base model's chat template marks {len(generated)} generated parts "
+            f"has turns not to train on, but the base model's chat template marks {len(generated)} generated parts "
             f"for {len(turns)} assistant messages, so that they cannot be told apart",
             field="messages",
         )

@@ -12,12 +12,8 @@ from transformers.utils import logging as transformers_logging
 from worker.contract.errors import Blame, TrainError
 from worker.data import estimate
 from worker.data.estimate import Geometry
-from worker.engine import attention, nf4, probe
+from worker.engine import attention, nf4, probe, rotary
 from worker.engine.execution import Device, Dtype
-
-# Rotary embeddings of these kinds look at the longest position of the whole row, which in a packed
-# row belongs to another example.
-_LENGTH_DEPENDENT_ROTARY = {"dynamic", "longrope"}
 
 
 def load(
@@ -81,6 +77,7 @@ def load(
     if quantization is not None:
         nf4.settle(model)
     model.requires_grad_(False)
+    rotary.follow_documents(model)
     _check_weights(model)
     _check_finite(model.named_parameters(), tick)
     if quantization is not None:  # which hides what is not a number in a layer that is now in 4 bits
@@ -98,25 +95,6 @@ def read_geometry(directory: Path) -> Geometry:
         raise TrainError(
             "base_model_unreadable", "The base model could not be loaded.", param="model", blame=Blame.INTERNAL
         ) from error
-
-
-def check_rotary(config: PreTrainedConfig, longest: int) -> None:
-    """TrainError if an example is so long that length-dependent rotary embeddings would change for its whole row."""
-    config = config.get_text_config()
-    settings = getattr(config, "rope_parameters", None) or {}
-    # Either one table, or one for each kind of layer.
-    tables = (
-        [settings] if "rope_type" in settings else [table for table in settings.values() if isinstance(table, dict)]
-    )
-    for table in tables:
-        limit = table.get("original_max_position_embeddings") or config.max_position_embeddings
-        if table.get("rope_type") in _LENGTH_DEPENDENT_ROTARY and longest > limit:
-            raise TrainError(
-                "unsupported_model",
-                f"This base model changes its position encoding beyond {limit} tokens; "
-                f"the longest example has {longest}, and longer examples than {limit} cannot be trained on it here.",
-                param="model",
-            )
 
 
 class _Ticking:

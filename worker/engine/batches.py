@@ -12,9 +12,12 @@ from functools import lru_cache
 import numpy as np
 
 from worker.contract.errors import Blame, TrainError
+from worker.data.pair_file import PairFile
 from worker.data.token_file import TokenFile
 from worker.engine.packing import first_fit_decreasing
 from worker.engine.seeds import shuffled
+
+Dataset = TokenFile | PairFile
 
 # Validation rows are packed in groups of this many: packing looks at every open bin.
 _EVALUATION_GROUP = 256
@@ -55,9 +58,9 @@ def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return shuffled(num_examples, seed, "epoch", epoch)
 
 
-def micro_batches(data: TokenFile, rows: list[int], token_budget: int) -> list[list[int]]:
+def micro_batches(data: Dataset, rows: list[int], token_budget: int) -> list[list[int]]:
     """The given rows, grouped into micro-batches of at most `token_budget` tokens where an example allows it."""
-    lengths = [int(data.offsets[row + 1] - data.offsets[row]) for row in rows]
+    lengths = [data.length(row) for row in rows]
     return [[rows[index] for index in group] for group in first_fit_decreasing(lengths, token_budget)]
 
 
@@ -68,12 +71,12 @@ def evaluation_sample(num_examples: int, sample_size: int, seed: int) -> list[in
     return sorted(int(row) for row in shuffled(num_examples, seed, "validation")[:sample_size])
 
 
-def evaluation_batches(data: TokenFile, rows: list[int], token_budget: int) -> Iterator[list[int]]:
+def evaluation_batches(data: Dataset, rows: list[int], token_budget: int) -> Iterator[list[int]]:
     for first in range(0, len(rows), _EVALUATION_GROUP):
         yield from micro_batches(data, rows[first : first + _EVALUATION_GROUP], token_budget)
 
 
-def check_data(data: TokenFile, *, vocab_size: int, max_sequence_tokens: int, param: str) -> None:
+def check_data(data: Dataset, *, vocab_size: int, max_sequence_tokens: int, param: str) -> None:
     """Refuse token files that the model cannot take.
 
     Preparation has refused bad rows with their line numbers; what is found here is a fault between
@@ -90,13 +93,14 @@ def check_data(data: TokenFile, *, vocab_size: int, max_sequence_tokens: int, pa
         raise TrainError("invalid_token_file", problem, param=param, blame=Blame.INTERNAL)
 
 
-def longest(data: TokenFile) -> int:
-    return int(np.diff(data.offsets).max())
+def longest(data: Dataset) -> int:
+    """The most tokens that the model sees as one sequence."""
+    return data.longest_sequence()
 
 
-def fingerprint(data: TokenFile) -> str:
+def fingerprint(data: Dataset) -> str:
     """A hash of the examples, by which a checkpoint knows the data it belongs to."""
     digest = hashlib.sha256()
-    for array in (data.tokens, data.weights, data.offsets):
+    for array in data.arrays():
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -1,4 +1,5 @@
-"""Checkpoints: `adapter/` (a PEFT directory) and `state/` (what an exact resume needs besides).
+"""Checkpoints: `adapter/` (a PEFT directory) and `state/` (what an exact resume needs besides,
+the best adapter so far included where the run keeps it).
 
 Adapter and moments are float32, so nothing is lost in the file. The schedule and the data position
 follow from the step number, and all randomness from (seed, step), so neither is stored; the seed of
@@ -36,10 +37,16 @@ class State(BaseModel):
     train_loss: float | None = None
     valid_loss: float | None = None
     full_valid_loss: float | None = None
+    best_loss: float | None = None  # the lowest valid_loss so far, and its step
+    best_step: int | None = None
+    evaluations_since_best: int = 0
 
 
-def save(directory: Path, adapter: PeftModel, optimizer: torch.optim.AdamW, state: State) -> None:
-    """Write a checkpoint that is either whole or not there, also after a power cut."""
+def save(directory: Path, adapter: PeftModel, optimizer: torch.optim.AdamW, state: State, best: Path) -> None:
+    """Write a checkpoint that is either whole or not there, also after a power cut.
+
+    `best` is where the best adapter so far lies, if one is kept; the checkpoint keeps it too.
+    """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed after it and resumed from before it
@@ -48,7 +55,14 @@ def save(directory: Path, adapter: PeftModel, optimizer: torch.optim.AdamW, stat
     (partial / "state").mkdir()
     save_file(_moments(adapter, optimizer), partial / "state" / "optimizer.safetensors")
     (partial / "state" / "state.json").write_text(state.model_dump_json(indent=2) + "\n")
+    if best.is_dir():
+        shutil.copytree(best, kept_best(partial))
     publish(partial, directory)
+
+
+def kept_best(directory: Path) -> Path:
+    """Where a checkpoint has the best adapter before or at its step, if its run keeps one."""
+    return directory / "state" / "best"
 
 
 def publish(partial: Path, directory: Path) -> None:

@@ -28,11 +28,15 @@ def export(directory: Path, adapter: PeftModel, *, base_directory: Path, state: 
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)
     adapters.save(adapter, partial, base_id=state.spec.base.id)
-    for name in _TOKENIZER_FILES:
-        if (base_directory / name).is_file():
-            shutil.copyfile(base_directory / name, partial / name)
+    copy_tokenizer(base_directory, partial)
     (partial / "README.md").write_text(model_card(state, card))
     publish(partial, directory)
+
+
+def copy_tokenizer(base_directory: Path, directory: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (base_directory / name).is_file():
+            shutil.copyfile(base_directory / name, directory / name)
 
 
 def model_card(state: State, card: dict[str, str]) -> str:
@@ -42,6 +46,7 @@ def model_card(state: State, card: dict[str, str]) -> str:
         "Training loss, last step": state.train_loss,
         "Validation loss, sample": state.valid_loss,
         "Validation loss, all rows": state.full_valid_loss,
+        "Validation loss, best sample": state.best_loss,
     }
     facts = {
         "Base model": spec.base.id,
@@ -49,6 +54,7 @@ def model_card(state: State, card: dict[str, str]) -> str:
         **({"Base held in": "nf4 (QLoRA)"} if spec.quantization == "nf4" else {}),
         "Steps": str(state.step),
         "Trained tokens": str(state.trained_tokens),
+        **({"Adapter of step": f"{state.best_step}, the best by validation loss"} if spec.keep_best else {}),
         **{name: f"{loss:.6f}" for name, loss in losses.items() if loss is not None},
         **card,
     }

@@ -3,6 +3,7 @@
 Shapes: T tokens of a micro-batch, N trained positions, C of them at a time, H hidden, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,33 @@ _MAX_CHUNK_LOGITS = 1 << 24
 _MAX_CHUNK_ROWS = 1024
 
 
+@dataclass(frozen=True)
+class LogitShape:
+    """What a family does to its head's output z: softcap * tanh(scale * z / softcap), or scale * z without a cap."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def apply_(self, logits: torch.Tensor) -> torch.Tensor:
+        """The final logits, in the memory of the given ones."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def backward_(self, gradient: torch.Tensor, softcapped: torch.Tensor | None) -> torch.Tensor:
+        """The gradient with respect to z, in the memory of the one with respect to the final logits.
+
+        d tanh(x) / dx = 1 - tanh(x)^2, and softcap * tanh(x) is what `softcapped` holds.
+        """
+        if self.softcap is not None:
+            assert softcapped is not None
+            gradient.mul_(softcapped.div_(self.softcap).square_().neg_().add_(1))
+        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
+
+
+PLAIN_LOGITS = LogitShape()
+
+
 def linear_cross_entropy(
     hidden_TH: torch.Tensor,
     head_VH: torch.Tensor,
@@ -21,6 +49,7 @@ def linear_cross_entropy(
     targets_N: torch.Tensor,
     weights_N: torch.Tensor,
     *,
+    shape: LogitShape = PLAIN_LOGITS,
     chunk_rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted sums of cross-entropy (nats) and of correct top-1 predictions, both float64 scalars.
@@ -28,11 +57,23 @@ def linear_cross_entropy(
     The head runs only on the rows `sources_N` of `hidden_TH` (each at most once), in chunks; full
     logits never exist. The head must be frozen: the gradient with respect to the hidden states is
     then linear in the incoming one, so it is computed in the forward pass while the logits are
-    there, at two GEMMs in all. Softmax in float32. Only the loss has a gradient.
+    there, at two GEMMs in all. Softmax in float32 or wider. Only the loss has a gradient.
     """
-    rows = chunk_rows or max(16, min(_MAX_CHUNK_ROWS, _MAX_CHUNK_LOGITS // head_VH.shape[0]))
+    rows = chunk_rows or chunk_rows_for(head_VH.shape[0])
     wants_gradient = torch.is_grad_enabled() and hidden_TH.requires_grad
-    return _LinearCrossEntropy.apply(hidden_TH, head_VH, bias_V, sources_N, targets_N, weights_N, rows, wants_gradient)
+    return _LinearCrossEntropy.apply(
+        hidden_TH, head_VH, bias_V, sources_N, targets_N, weights_N, shape, rows, wants_gradient
+    )
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """At least float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def chunk_rows_for(vocab_size: int) -> int:
+    """How many positions meet the head at a time."""
+    return max(16, min(_MAX_CHUNK_ROWS, _MAX_CHUNK_LOGITS // vocab_size))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -45,6 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         sources_N: torch.Tensor,
         targets_N: torch.Tensor,
         weights_N: torch.Tensor,
+        shape: LogitShape,
         chunk_rows: int,
         wants_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,16 +97,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             sources_C = sources_N[start : start + chunk_rows]
             targets_C = targets_N[start : start + chunk_rows]
             weights_C = weights_N[start : start + chunk_rows]
-            logits_CV = F.linear(hidden_TH.index_select(0, sources_C), head_VH, bias_V).float()
+            logits_CV = shape.apply_(wide(F.linear(hidden_TH.index_select(0, sources_C), head_VH, bias_V)))
             log_total_C = logits_CV.logsumexp(dim=1)
             target_logits_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
             loss += (weights_C * (log_total_C - target_logits_C)).sum(dtype=torch.float64)
             correct += (weights_C * (logits_CV.argmax(dim=1) == targets_C)).sum(dtype=torch.float64)
             if gradient_TH is not None:
+                softcapped_CV = None if shape.softcap is None else logits_CV.clone()
                 # d loss / d logits = weight * (softmax - one-hot), in the logits' own memory
                 gradient_CV = logits_CV.sub_(log_total_C[:, None]).exp_()
                 gradient_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
-                gradient_CV.mul_(weights_C[:, None])
+                shape.backward_(gradient_CV, softcapped_CV).mul_(weights_C[:, None])
                 gradient_TH.index_copy_(0, sources_C, gradient_CV.to(head_VH.dtype) @ head_VH)
         ctx.gradient_TH = gradient_TH
         ctx.mark_non_differentiable(correct)
@@ -73,4 +116,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient_TH = ctx.gradient_TH * gradients[0].to(ctx.gradient_TH.dtype)
-        return gradient_TH, None, None, None, None, None, None, None
+        return gradient_TH, *(None,) * 8

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from worker.data.token_file import TokenFile
+from worker.engine.noise import Noise
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One packed row. Document d is tokens bounds[d]:bounds[d+1]; it sees only itself.
+    """One packed row. Document d is tokens bounds[d]:bounds[d+1]; it sees only itself and its prefix.
 
     `sources_N` are the positions whose next token is trained; `targets_N` are these next tokens and
     `weights_N` their weights. All tensors are on the CPU.
@@ -26,6 +27,8 @@ class MicroBatch:
     sources_N: torch.Tensor  # int64, ascending
     targets_N: torch.Tensor  # int64
     weights_N: torch.Tensor  # float32, above zero
+    noise: Noise | None = None  # on the embeddings
+    prefixes: tuple[int | None, ...] | None = None  # for each document the one it continues; None: they all stand alone
 
 
 def first_fit_decreasing(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -48,7 +51,7 @@ def first_fit_decreasing(lengths: Sequence[int], token_budget: int) -> list[list
     return bins
 
 
-def pack(data: TokenFile, rows: Sequence[int]) -> MicroBatch:
+def pack(data: TokenFile, rows: Sequence[int], noise: Noise | None = None) -> MicroBatch:
     """Put the given rows of a token file one after the other into one micro-batch."""
     spans = [(int(data.offsets[row]), int(data.offsets[row + 1])) for row in rows]
     tokens = np.concatenate([data.tokens[start:end] for start, end in spans])
@@ -64,4 +67,5 @@ def pack(data: TokenFile, rows: Sequence[int]) -> MicroBatch:
         sources_N=torch.from_numpy(targets.astype(np.int64) - 1),
         targets_N=torch.from_numpy(tokens[targets].astype(np.int64)),
         weights_N=torch.from_numpy(weights[targets].astype(np.float32)),
+        noise=noise,
     )

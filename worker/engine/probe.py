@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from worker.contract.errors import TrainError
 from worker.engine import sft
 from worker.engine.attention import PACKED
+from worker.engine.head import logit_shape
 from worker.engine.packing import MicroBatch
 
 _LENGTHS = (11, 6)
@@ -28,7 +29,7 @@ def check(model: PreTrainedModel) -> None:
     model.eval()
     head = cast("torch.nn.Linear", model.get_output_embeddings())
     batch = _documents(head.weight.shape[0])
-    packed_TV = head(sft.hidden_states(model, batch)).float()
+    packed_TV = logit_shape(model.config).apply_(head(sft.hidden_states(model, batch)).float())
     model.set_attn_implementation("eager")
     try:
         reference_TV = torch.cat([_alone(model, tokens) for tokens in batch.tokens_T.split(_LENGTHS)]).float()

@@ -27,11 +27,10 @@ from worker.contract.events import (
     Tick,
 )
 from worker.contract.spec import Execution
-from worker.data.token_file import TokenFile, TokenFileError
-from worker.engine import adapters, batches, checkpoint, memory, optim, sft
-from worker.engine.base_model import check_rotary
+from worker.data.token_file import TokenFileError
+from worker.engine import adapters, batches, best, checkpoint, initial_adapter, memory, methods, optim
+from worker.engine.batches import Dataset
 from worker.engine.export import export
-from worker.engine.packing import pack
 from worker.engine.seeds import seed_step, step_seed
 from worker.engine.sft import Sums
 
@@ -60,12 +59,14 @@ def carry_out(
     The last event is returned, not emitted, so that it is true when it is sent: nothing of the run
     is left by then. TrainError where the run cannot go on.
     """
+    best.require_validation(start.spec, has_validation=start.validation_data is not None)
     training = load_data(start.training_data, model, start, param="training_file")
     validation = None
     if start.validation_data is not None:
         validation = load_data(start.validation_data, model, start, param="validation_file")
     adapter = adapters.attach(model, start.spec.lora, seed=start.spec.seed)
     try:
+        initial_adapter.load(adapter, start)
         run = Run(start, model, adapter, execution, training, validation, emit, stop_request)
         run.prepare()
         return run.train()
@@ -75,9 +76,9 @@ def carry_out(
         model.eval()
 
 
-def load_data(path: str, model: PreTrainedModel, start: Start, *, param: str) -> TokenFile:
+def load_data(path: str, model: PreTrainedModel, start: Start, *, param: str) -> Dataset:
     try:
-        data = TokenFile.load(path)
+        data = methods.load(path, model, start.spec)
     except TokenFileError as error:
         raise TrainError(
             "invalid_token_file", "The examples could not be read.", param=param, blame=Blame.INTERNAL
@@ -88,7 +89,6 @@ def load_data(path: str, model: PreTrainedModel, start: Start, *, param: str) ->
         max_sequence_tokens=start.spec.max_sequence_tokens,
         param=param,
     )
-    check_rotary(model.config, batches.longest(data))
     return data
 
 
@@ -101,8 +101,8 @@ class Run:
         model: PreTrainedModel,
         adapter: PeftModel,
         execution: Execution,
-        training: TokenFile,
-        validation: TokenFile | None,
+        training: Dataset,
+        validation: Dataset | None,
         emit: Callable[[Event], None],
         stop_request: Callable[[], StopRequest],
     ) -> None:
@@ -114,6 +114,7 @@ class Run:
         self._plan = batches.Plan(len(training), spec.n_epochs, spec.batch_size, spec.seed)
         self._optimizer = optim.adamw(adapters.parameters(adapter).values(), spec.optimizer)
         self._saved_step = 0
+        self._best = best.BestAdapter(Path(start.work_directory) / "best")
         self.state = checkpoint.State(
             spec=spec,
             step=0,
@@ -131,6 +132,7 @@ class Run:
             checkpoint.restore(directory, self._adapter, self._optimizer, state)
             self.state = state.model_copy(update={"spec": self._spec})
             self._saved_step = state.step
+            self._best.take_from(checkpoint.kept_best(directory))
             if state.spec.execution != self._execution:
                 log.info("execution changed from %s to %s", state.spec.execution, self._execution)
             log.info("resumed from step %d", state.step)
@@ -159,7 +161,7 @@ class Run:
     def train(self) -> Finished | Stopped:
         """Take the remaining steps, then finish; or stop where that is asked."""
         try:
-            while self.state.step < self._plan.total_steps:
+            while not self._is_last_step():
                 if self._stop_request() == "checkpoint" and self.state.step == self._saved_step:
                     return self._stopped()
                 step = memory.retrying(self.step, self._shrink)
@@ -183,7 +185,7 @@ class Run:
         sums = Sums()
         for rows in batches.micro_batches(self._training, self._plan.rows(number), self._execution.token_budget):
             self._between_micro_batches()
-            sums += sft.train(self._model, pack(self._training, rows))
+            sums += methods.train(self._model, self._adapter, self._training, rows, spec=self._spec, step=number)
         if not math.isfinite(sums.loss):
             raise optim.non_finite(number, "loss")
         rate = optim.learning_rate(self._spec.optimizer, number, self._plan.total_steps)
@@ -207,7 +209,7 @@ class Run:
             tokens=sums.tokens,
             trained_tokens=sums.trained_tokens,
             seconds=time.monotonic() - began,
-        )
+        ).model_copy(update=methods.rewards(sums, self._spec))
 
     def evaluate_if_due(self) -> None:
         """The sample at each interval and at the end; all rows at the end, and at epoch ends if they are few."""
@@ -218,6 +220,8 @@ class Run:
         if step % spec.eval_interval_steps == 0 or self._is_last_step():
             sample = batches.evaluation_sample(rows, spec.eval_examples, spec.seed)
             memory.retrying(lambda: self._evaluate("valid", sample), self._shrink)
+            self.state = best.judged(self.state)
+            self._best.keep(self._adapter, self.state)
         if self._is_last_step() or (few and self._plan.is_epoch_end(step)):
             memory.retrying(lambda: self._evaluate("full_valid", range(rows)), self._shrink)
 
@@ -225,15 +229,25 @@ class Run:
         """Write a checkpoint of the step just taken."""
         self._emit(Tick(run=self._start.run))
         directory = Path(self._start.work_directory) / "checkpoints" / f"step-{self.state.step:06d}"
-        checkpoint.save(directory, self._adapter, self._optimizer, self.state)
+        checkpoint.save(directory, self._adapter, self._optimizer, self.state, self._best.directory)
         self._saved_step = self.state.step
-        epoch_end = self._plan.is_epoch_end(self.state.step)
-        self._emit(Checkpoint(run=self._start.run, step=self.state.step, epoch_end=epoch_end, directory=str(directory)))
+        self._emit(
+            Checkpoint(
+                run=self._start.run,
+                step=self.state.step,
+                epoch_end=self._plan.is_epoch_end(self.state.step),
+                is_last=self._is_last_step(),
+                directory=str(directory),
+            )
+        )
         log.info("checkpoint at step %d", self.state.step)
 
     def finish(self) -> Finished:
-        """Write the result."""
+        """Write the result: the adapter of the last step, or the best one where the spec asks for that."""
         self._emit(Tick(run=self._start.run))
+        if best.is_exhausted(self.state):
+            log.info("stopped early: the validation loss was lowest at step %s", self.state.best_step)
+        self._best.put_back(self._adapter)
         directory = Path(self._start.work_directory) / "result"
         export(
             directory,
@@ -251,17 +265,16 @@ class Run:
         sums = Sums()
         for group in batches.evaluation_batches(self._validation, list(rows), self._execution.token_budget):
             self._between_micro_batches()
-            sums += sft.evaluate(self._model, pack(self._validation, group))
+            sums += methods.evaluate(self._model, self._adapter, self._validation, group, spec=self._spec)
         self.state = self.state.model_copy(update={f"{kind}_loss": sums.mean_loss})
-        self._emit(
-            Evaluation(
-                run=self._start.run,
-                step=self.state.step,
-                kind=kind,
-                loss=sums.mean_loss,
-                token_accuracy=sums.token_accuracy,
-            )
+        evaluation = Evaluation(
+            run=self._start.run,
+            step=self.state.step,
+            kind=kind,
+            loss=sums.mean_loss,
+            token_accuracy=sums.token_accuracy,
         )
+        self._emit(evaluation.model_copy(update=methods.rewards(sums, self._spec)))
 
     def _shrink(self) -> None:
         """After running out of memory: go on with less, and say so first, so that a resumed run repeats it."""
@@ -282,10 +295,11 @@ class Run:
 
     def _checkpoint_is_due(self) -> bool:
         interval = self._spec.checkpoint_interval_steps
-        return self._plan.is_epoch_end(self.state.step) or self.state.step % interval == 0
+        step = self.state.step
+        return self._plan.is_epoch_end(step) or step % interval == 0 or self._is_last_step()
 
     def _is_last_step(self) -> bool:
-        return self.state.step == self._plan.total_steps
+        return self.state.step == self._plan.total_steps or best.is_exhausted(self.state)
 
     def _stopped(self) -> Stopped:
         log.info("stopped after step %d", self.state.step)

@@ -10,19 +10,25 @@ from transformers import PreTrainedModel
 
 from worker.contract.errors import TrainError
 from worker.engine.attention import documents_of
+from worker.engine.head import logit_shape
 from worker.engine.losses import linear_cross_entropy
 from worker.engine.packing import MicroBatch
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What a number of examples adds up to; `loss` and `correct` are weighted by token weights."""
+    """What a number of examples adds up to; `loss` and `correct` are weighted by token weights.
+
+    Of preference pairs `weight` counts the pairs and `correct` those whose chosen answer has the higher reward.
+    """
 
     loss: float = 0.0
     correct: float = 0.0
     weight: float = 0.0
     tokens: int = 0
     trained_tokens: int = 0
+    reward_chosen: float = 0.0
+    reward_rejected: float = 0.0
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(
@@ -31,6 +37,8 @@ class Sums:
             self.weight + other.weight,
             self.tokens + other.tokens,
             self.trained_tokens + other.trained_tokens,
+            self.reward_chosen + other.reward_chosen,
+            self.reward_rejected + other.reward_rejected,
         )
 
     @property
@@ -66,10 +74,15 @@ def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     TrainError("unsupported_model") if any layer did not keep the documents apart.
     """
     device = model.device
-    documents = documents_of(batch.bounds, device)
+    documents = documents_of(batch.bounds, device, batch.prefixes)
+    inputs = {"input_ids": batch.tokens_T.to(device)[None]}
+    if batch.noise is not None:
+        embedded_1TH = model.get_input_embeddings()(inputs["input_ids"])
+        noise_TH = batch.noise.sample(batch.bounds, embedded_1TH.shape[2])
+        inputs = {"inputs_embeds": embedded_1TH + noise_TH.to(embedded_1TH)}
     # No attention mask: with packed rows it would join the documents.
     out = model.base_model(
-        input_ids=batch.tokens_T.to(device)[None],
+        **inputs,
         position_ids=batch.positions_T.to(device)[None],
         use_cache=False,
         documents=documents,
@@ -97,6 +110,7 @@ def _loss(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, torc
         batch.sources_N.to(device),
         batch.targets_N.to(device),
         batch.weights_N.to(device),
+        shape=logit_shape(model.config),
     )
 
 

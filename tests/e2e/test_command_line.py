@@ -1,0 +1,55 @@
+"""`hone`, as an operator uses it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from tests.e2e.processes import BASE, KEY, Installation
+
+
+def test_the_first_start_makes_a_key_and_says_what_to_do(tmp_path: Path) -> None:
+    installation = Installation(tmp_path / "data")
+    installation.data.mkdir()
+    installation.settings["HONE_API_KEY"] = ""
+    with installation.serving() as server:
+        printed = server.output.read_text()
+        (key,) = re.findall(r"sk-hone-[\w\-]{20,}", printed)
+        assert str(installation.data) in printed
+        assert f"OPENAI_BASE_URL={server.url}/v1" in printed
+        for given, status in ((key, 200), (KEY, 401)):
+            answer = httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {given}"})
+            assert answer.status_code == status
+    with installation.serving() as again:
+        assert "sk-hone-" not in again.output.read_text()
+        made = installation.hone("keys", "create").stdout.strip()
+        assert httpx.get(f"{again.url}/v1/models", headers={"Authorization": f"Bearer {made}"}).status_code == 200
+
+
+def test_models_are_registered_by_the_operator_only(install: Callable[..., Installation], tmp_path: Path) -> None:
+    installation = install()
+    assert BASE in installation.hone("models", "list").stdout
+    wrong = installation.hone("models", "add", "other", "--source", str(tmp_path / "nowhere"))
+    assert wrong.returncode == 1
+    assert "neither a directory on this machine nor a hub repository" in wrong.stdout
+    assert "Traceback" not in wrong.stdout + wrong.stderr
+
+
+def test_doctor_says_what_is_missing(tmp_path: Path, install: Callable[..., Installation]) -> None:
+    empty = Installation(tmp_path / "empty").hone("doctor")
+    assert empty.returncode == 1
+    assert "hone migrate" in empty.stdout
+    whole = install().hone("doctor")
+    assert f"Base model {BASE}" in whole.stdout
+    assert "PyTorch" in whole.stdout
+
+
+def test_a_wrong_setting_is_named_and_not_shown(tmp_path: Path) -> None:
+    installation = Installation(tmp_path / "data", {"HONE_API_KEY": "tooshort", "HONE_PORT": "many"})
+    refused = installation.hone("serve")
+    assert refused.returncode == 1
+    assert "HONE_API_KEY: " in refused.stdout
+    assert "HONE_PORT: " in refused.stdout
+    assert "tooshort" not in refused.stdout + refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,31 @@
+"""The end of a job that stopped before its last planned step."""
+
+from pathlib import Path
+
+from app.db.models import Checkpoint as CheckpointRow
+from app.db.models import FineTunedModel, Job, JobStatus
+from app.db.queries import of_job
+from app.resources import Resources
+from tests.worker.test_relay import checkpoint, make_relay, step
+from worker import publish
+
+
+async def test_the_checkpoint_of_the_last_step_taken_names_the_model(resources: Resources, tmp_path: Path) -> None:
+    relay = await make_relay(resources, tmp_path)  # three steps are planned
+    relay.take(step(1))
+    relay.take(checkpoint(tmp_path, 1))
+    relay.take(step(2))
+    relay.take(checkpoint(tmp_path, 2).model_copy(update={"is_last": True}))
+    await relay.drain()
+    adapter = tmp_path / "result"
+    adapter.mkdir()
+    (adapter / "weights").write_bytes(b"adapter")
+    await publish.succeed(resources, relay.lease, adapter_directory=adapter, last_step=2)
+    async with resources.read() as session:
+        job = await session.get_one(Job, relay.lease.job_id)
+        names = {row.step: row.model_name for row in await session.scalars(of_job(CheckpointRow, job.id))}
+        model = await session.get_one(FineTunedModel, names[2])
+    assert job.status == JobStatus.SUCCEEDED
+    assert names[1].endswith(":ckpt-step-1")
+    assert ":ckpt-step-" not in names[2]
+    assert (job.fine_tuned_model, model.job_id) == (names[2], job.id)

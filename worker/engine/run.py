@@ -28,7 +28,7 @@ from worker.contract.events import (
 )
 from worker.contract.spec import Execution
 from worker.data.token_file import TokenFileError
-from worker.engine import adapters, batches, best, checkpoint, initial_adapter, memory, methods, noise, optim
+from worker.engine import adapters, batches, best, checkpoint, initial_adapter, memory, methods, optim
 from worker.engine.batches import Dataset
 from worker.engine.export import export
 from worker.engine.seeds import seed_step, step_seed
@@ -59,7 +59,6 @@ def carry_out(
     The last event is returned, not emitted, so that it is true when it is sent: nothing of the run
     is left by then. TrainError where the run cannot go on.
     """
-    noise.check(start.spec)
     best.require_validation(start.spec, has_validation=start.validation_data is not None)
     training = load_data(start.training_data, model, start, param="training_file")
     validation = None

@@ -120,3 +120,10 @@ def test_a_supervised_file_is_refused(llama: PreTrainedModel, llama_directory: P
     with pytest.raises(TrainError) as caught:
         Recorder().run(start, llama)
     assert (caught.value.code, caught.value.param) == ("invalid_token_file", "training_file")
+
+
+def test_noise_on_embeddings_is_refused(llama: PreTrainedModel, llama_directory: Path, tmp_path: Path) -> None:
+    start = pairs.start(tmp_path, llama_directory, pairs.spec(neftune_noise_alpha=5.0))
+    with pytest.raises(TrainError) as caught:
+        Recorder().run(start, llama)
+    assert caught.value.param == "hone.neftune_noise_alpha"

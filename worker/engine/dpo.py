@@ -32,7 +32,7 @@ def shares_prompts(model: PreTrainedModel, spec: TrainSpec) -> bool:
     config = model.config.get_text_config()
     draws = [getattr(config, name, 0) for name in ("attention_dropout", "attention_probs_dropout_prob")]
     draws += [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    return not any([*draws, spec.lora.dropout, spec.neftune_noise_alpha])
+    return not any([*draws, spec.lora.dropout])
 
 
 def train(model: PreTrainedModel, adapter: PeftModel, batch: PairBatch, settings: DpoSettings) -> Sums:

@@ -9,9 +9,8 @@ from transformers import PreTrainedModel
 from worker.contract.spec import DpoSettings, TrainSpec
 from worker.data.pair_file import PairFile
 from worker.data.token_file import TokenFile
-from worker.engine import dpo, sft
+from worker.engine import dpo, noise, sft
 from worker.engine.batches import Dataset
-from worker.engine.noise import neftune
 from worker.engine.packing import pack
 from worker.engine.pair_packing import pack_pairs
 from worker.engine.sft import Sums
@@ -19,6 +18,7 @@ from worker.engine.sft import Sums
 
 def load(path: str, model: PreTrainedModel, spec: TrainSpec) -> Dataset:
     """The examples in the form that the spec's method takes. TokenFileError if the file is not of that form."""
+    noise.check(spec)
     if spec.method == "dpo":
         return replace(PairFile.load(path), repeats_prompt=not dpo.shares_prompts(model, spec))
     return TokenFile.load(path)
@@ -30,8 +30,8 @@ def train(
     """Forward and backward of one micro-batch; adds the gradient of its *summed* loss to the adapter's."""
     if isinstance(data, PairFile):
         return dpo.train(model, adapter, pack_pairs(data, rows), spec.dpo or DpoSettings())
-    noise = neftune(spec.neftune_noise_alpha, spec.seed, step, rows)
-    return sft.train(model, pack(data, rows, noise))
+    drawn = noise.neftune(spec.neftune_noise_alpha, spec.seed, step, rows)
+    return sft.train(model, pack(data, rows, drawn))
 
 
 def evaluate(

@@ -25,8 +25,9 @@ _BYTES_PER_TRAINED_PARAMETER = 16
 # Workspaces of matrix products, and code that is loaded when it is first used.
 _OVERHEAD_BYTES = {"cpu": 80 << 20, "cuda": 512 << 20}
 # An allocator does not fill every gap that freed tensors leave. glibc's heap, with its defaults, held 1.95 times
-# what was alive; with MALLOC_MMAP_THRESHOLD_ at 1 MiB it held 1.05 times, and the kernel's work made steps slower.
+# what was alive; with its mmap threshold at 1 MiB it held 1.05 times, and the kernel's work made steps slower.
 _FRAGMENTATION = {"cpu": 1.95, "cuda": 1.1}
+_TIGHT_FRAGMENTATION = 1.1  # with gradient checkpointing, as memory is then short (engine/memory.py)
 _UNGATED = {"gpt_neox", "gpt_bigcode", "phi", "starcoder2"}
 _TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3", "gemma3_text"}
 
@@ -117,7 +118,7 @@ def geometry(config: dict[str, Any]) -> Geometry:
 def estimate(spec: TrainSpec, geometry: Geometry, execution: Execution) -> MemoryEstimate:
     """The peak of the run that `spec` describes, carried out as `execution` says."""
     width = _WIDTH[execution.dtype]
-    slack = _FRAGMENTATION[execution.device]
+    slack = _TIGHT_FRAGMENTATION if execution.gradient_checkpointing else _FRAGMENTATION[execution.device]
     tokens = largest_micro_batch(spec, execution.token_budget)
     layer = _layer_bytes_per_token(spec, geometry, width)
     if execution.gradient_checkpointing:  # each layer's input, and all of the one that is computed again

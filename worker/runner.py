@@ -41,6 +41,7 @@ from worker.relay import Relay
 from worker.supervisor import Trainer
 
 _log = logging.getLogger(__name__)
+_START_SECONDS = 120.0  # imports alone take ten on a busy machine, and tell of no progress
 _TRANSIENT_RETRY = timedelta(seconds=30)
 
 
@@ -164,8 +165,10 @@ class Runner:
 
     async def _follow(self, trainer: Trainer, run: str, relay: Relay) -> Outcome:
         """Take events until the run has ended; the trainer's own ticks are what proves that it moves."""
-        seconds = self._settings.progress_timeout_seconds
         while True:
+            seconds = self._settings.progress_timeout_seconds
+            if not trainer.is_ready:
+                seconds = max(seconds, _START_SECONDS)
             try:
                 async with asyncio.timeout(seconds):
                     event = await trainer.next_event()

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from worker.contract import events as contract
-from worker.contract.events import MAX_LINE_BYTES, Event, Start, Stop
+from worker.contract.events import MAX_LINE_BYTES, Event, Ready, Start, Stop
 from worker.contract.spec import TrainSpec
 
 _log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ class Trainer:
 
     def __init__(self, process: asyncio.subprocess.Process, command_fd: int, event_fd: int, log: Path) -> None:
         self.log = log
+        self.is_ready = False  # it has done its imports
         self.holds: TrainSpec | None = None  # the spec it has loaded a base for, if any
         self._process = process
         self._command_fd = command_fd
@@ -106,7 +107,9 @@ class Trainer:
             )
             try:
                 while line := await reader.readline():
-                    self._events.put_nowait(contract.events.validate_json(line))
+                    event = contract.events.validate_json(line)
+                    self.is_ready = self.is_ready or isinstance(event, Ready)
+                    self._events.put_nowait(event)
             except (ValidationError, ValueError):
                 _log.exception("the trainer %d sent a line that is no event; it is ended", self.pid)
                 self.kill()

@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib.util
-import os
 import signal
 import socket
 import sys
@@ -75,7 +74,6 @@ async def ensure_tiny_model(resources: Resources, console: Console) -> None:
         build = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "worker.tiny_model", "--output", str(directory)),
             stdin=asyncio.subprocess.DEVNULL,
-            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},  # spinning threads slow a busy machine by far
         )
         try:
             status = await build.wait()

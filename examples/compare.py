@@ -9,6 +9,8 @@ share of answers in the desk's format, and all answers to the last user turn of 
 import json
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,22 @@ Messages = list[dict[str, Any]]
 
 def main(base_directory: str, adapter_directory: str, conversations: str) -> None:
     rows: list[Messages] = [json.loads(line)["messages"] for line in Path(conversations).read_text().splitlines()]
-    tokenizer = AutoTokenizer.from_pretrained(adapter_directory, padding_side="left")
-    base = AutoModelForCausalLM.from_pretrained(base_directory).eval()
-    report = {"prompts": [row[-2]["content"] for row in rows], "base": measure(base, tokenizer, rows)}
-    tuned = PeftModel.from_pretrained(base, adapter_directory).eval()
-    report["tuned"] = measure(tuned, tokenizer, rows)
+    with ProcessPoolExecutor(
+        2, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as two:
+        base = two.submit(measure, base_directory, None, adapter_directory, rows)
+        tuned = two.submit(measure, base_directory, adapter_directory, adapter_directory, rows)
+        report = {"prompts": [row[-2]["content"] for row in rows], "base": base.result(), "tuned": tuned.result()}
     print(json.dumps(report))
 
 
-def measure(model: Any, tokenizer: Any, rows: list[Messages]) -> dict[str, Any]:
+def measure(base_directory: str, adapter: str | None, tokenizer_directory: str, rows: list[Messages]) -> dict[str, Any]:
+    """The figures and answers of the base model, or of the base model with the adapter."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(base_directory)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    model.eval()
     with torch.inference_mode():
         answers = [
             text

@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 DATA = HERE.parent / ".hone" / "demo"
 BASE_MODEL = "hone-tiny"
 EVAL_INTERVAL_STEPS = 28  # twice an epoch
-HYPERPARAMETERS = {"n_epochs": 3, "batch_size": 4}
+HYPERPARAMETERS = {"n_epochs": 4, "batch_size": 4}
 START_SECONDS = 300  # the first start builds the tiny base model
 TRAINING_SECONDS = 600
 SHOWN_ANSWERS = 3
@@ -65,7 +65,7 @@ def hone_server() -> Iterator[openai.OpenAI]:
     DATA.mkdir(parents=True, exist_ok=True)
     key = f"sk-hone-{secrets.token_urlsafe(24)}"
     environment = os.environ | {"HONE_DATA_DIRECTORY": str(DATA), "HONE_API_KEY": key, "HONE_PORT": "0"}
-    environment["HONE_TRAINER_THREADS"] = "1"  # a model this small gains nothing from a second one
+
     log_path = DATA / "server.log"
     with log_path.open("w") as log:
         server = subprocess.Popen(

@@ -92,18 +92,18 @@ CHAT_TEMPLATE = """\
 class Recipe:
     """Sizes and schedule of the build; a step reads one window of `window_tokens` tokens.
 
-    Found by measurement within 60 seconds of processor time: many small steps beat few large ones by far,
-    and four layers keep the desk's format after a fine-tune where two often forget to end their answer.
+    Found by measurement within a minute of processor time: many small steps beat few large ones by far, and
+    two layers that have read the corpus more often tune better in the same time than four.
     """
 
     vocabulary: int = 4096
     hidden_size: int = 192
     intermediate_size: int = 512
-    layers: int = 4
+    layers: int = 2
     heads: int = 6
     key_value_heads: int = 3
     window_tokens: int = 256
-    steps: int = 480
+    steps: int = 900
     learning_rate: float = 1.5e-3
     embedding_learning_rate: float = 5e-3
     weight_decay: float = 0.1

@@ -65,7 +65,6 @@ def hone_server() -> Iterator[openai.OpenAI]:
     DATA.mkdir(parents=True, exist_ok=True)
     key = f"sk-hone-{secrets.token_urlsafe(24)}"
     environment = os.environ | {"HONE_DATA_DIRECTORY": str(DATA), "HONE_API_KEY": key, "HONE_PORT": "0"}
-
     log_path = DATA / "server.log"
     with log_path.open("w") as log:
         server = subprocess.Popen(

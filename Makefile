@@ -36,6 +36,11 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Each prints a table and, last, one line of JSON with its ratio.
+bench: setup
+	$(BIN)/python -m benchmarks.memory_model
+	$(BIN)/python -m benchmarks.qlora_vs_lora --dtype float32
+
 openapi: setup
 	$(BIN)/python -m app.openapi
 	$(BIN)/python -m app.settings_page

@@ -14,10 +14,9 @@ from typing import Any, Protocol
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.models import BaseModel, Job, JobStatus
-from app.db.queries import server_rows
+from app.db.models import Job, JobStatus
 from app.resources import Resources
-from app.services import job_states, leases
+from app.services import base_models, job_states, leases
 from app.services.leases import Lease, LeaseLost
 from worker import checkpoints, guarded, publish
 from worker.bases import Bases
@@ -139,8 +138,7 @@ class Runner:
         """Everything the trainer needs, as files of this machine."""
         assert job.dataset is not None
         async with self._resources.read() as session:
-            query = server_rows(BaseModel).where(BaseModel.id == spec.base.id)
-            base = (await session.execute(query)).scalar_one()
+            base = await base_models.get_one(session, spec.base.id)
         base_directory = await self._bases.directory(base)
         staged: dict[str, str] = {}
         for part in ("training", "validation"):

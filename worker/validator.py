@@ -17,10 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import BaseModel, File, Job, JobStatus
-from app.db.queries import of_project, server_rows
+from app.db.queries import of_project
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
-from app.services import events, job_states, leases
+from app.services import base_models, events, job_states, leases
 from app.services.leases import Lease, LeaseLost
 from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing
@@ -105,7 +105,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) 
     directory.mkdir(mode=0o700)
     try:
         async with resources.read() as session:
-            base = (await session.execute(server_rows(BaseModel).where(BaseModel.id == job.base_model_id))).scalar_one()
+            base = await base_models.get_one(session, job.base_model_id)
         sources = await _stage(resources, job, directory)
         extension = Extension.model_validate(job.extension or {})
         most = min(resources.settings.max_sequence_tokens, base.context_tokens)

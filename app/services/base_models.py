@@ -15,6 +15,11 @@ async def find(session: AsyncSession, model_id: str) -> BaseModel | None:
     return await session.scalar(server_rows(BaseModel).where(BaseModel.id == model_id))
 
 
+async def get_one(session: AsyncSession, model_id: str) -> BaseModel:
+    """A base model that a job or an adapter names, which is therefore registered."""
+    return (await session.execute(server_rows(BaseModel).where(BaseModel.id == model_id))).scalar_one()
+
+
 async def search(session: AsyncSession) -> Sequence[BaseModel]:
     return list(await session.scalars(server_rows(BaseModel).order_by(BaseModel.id)))
 

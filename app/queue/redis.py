@@ -55,10 +55,7 @@ class RedisQueue:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ASK_SECONDS):
                     await self._unsent.join()
-        tasks = [self._sender, *self._tasks.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end({self._sender, *self._tasks.values()})
 
     async def wake(self, pool: str) -> None:
         await self._here.wake(pool)
@@ -116,9 +113,7 @@ class RedisQueue:
             try:
                 await listener.main()
             finally:
-                for task in listener.tasks.values():
-                    task.cancel()
-                await asyncio.gather(*listener.tasks.values(), return_exceptions=True)
+                await _end({*listener.tasks.values()})
 
 
 class _Listener(Worker):
@@ -177,6 +172,17 @@ async def _persist(use: Callable[[], Coroutine[Any, Any, None]], connection: _Co
         except Exception as error:  # whatever goes wrong with waking, it must not end a worker
             connection.failed(error)
         await asyncio.sleep(connection.pause_seconds)
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel until it is so: `asyncio.wait_for` of Python 3.11, which redis-py uses, can swallow a cancellation."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        ended, tasks = await asyncio.wait(tasks, timeout=0.1)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # taken note of: nobody is there any more to whom it would matter
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from tests.servers.redis import RedisServer, running
 
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running(tmp_path_factory.mktemp("redis"), password="of the test's") as server:
+    with running(tmp_path_factory.mktemp("redis"), password="not/a:secret@all") as server:
         yield server
 
 

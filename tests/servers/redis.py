@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -34,7 +35,7 @@ class RedisServer:
     def socket_url(self) -> str:
         return f"unix://{self._login}{self.socket}"
 
-    def client(self) -> redis.Redis:
+    def client(self) -> "redis.Redis":
         return redis.Redis.from_url(self.url, socket_timeout=5)
 
     def start(self) -> None:
@@ -89,7 +90,7 @@ class RedisServer:
 
     @property
     def _login(self) -> str:
-        return f":{self._password}@" if self._password else ""
+        return f":{quote(self._password, safe='')}@" if self._password else ""
 
 
 def program() -> str:

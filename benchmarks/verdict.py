@@ -39,13 +39,13 @@ def hold(given: Contest, data: Sequence[Any], tokens: Sequence[int]) -> dict[str
         contest.prepare(directory, given, data)
         with contest.contestants(directory, given) as systems:
             for number, rows in enumerate(contest.steps_of(directory)):
-                turns = {system: systems[system].take_turn() for system in ORDERS[number % 2]}
+                turns: dict[System, Turn] = {system: systems[system].take_turn() for system in ORDERS[number % 2]}
                 losses = [turn.loss for turn in turns.values()]
                 assert max(losses) - min(losses) <= tolerance, {system: turn.loss for system, turn in turns.items()}
                 rounds.append(turns)
                 counts.append(sum(tokens[row] for row in rows))
                 print(_line(number, turns, counts[-1]), flush=True)
-            idle = {system: one.idle_bytes for system, one in systems.items()}
+            idle: dict[System, int] = {system: one.idle_bytes for system, one in systems.items()}
     return _figures(given, rounds, counts, idle, tolerance)
 
 

@@ -48,7 +48,7 @@ def take_part(contest: Contest, directory: Path, turns: "Turns") -> None:
         "max_length": contest.longest,
         "per_device_train_batch_size": contest.batch_size,
         "bf16": contest.dtype == "bfloat16",
-        "gradient_checkpointing": contest.checkpointing,
+        "activation_checkpointing": contest.checkpointing,
     }
     if contest.packing:
         settings |= {

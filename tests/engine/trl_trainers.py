@@ -14,8 +14,11 @@ from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from tests.engine.examples import Example
 from tests.engine.pairs import Pair
@@ -27,7 +30,7 @@ def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """A word for each token id, so that TRL's own tokenizing gives back the ids that `words` wrote."""
     names = {_word(token): token for token in range(vocab_size)}
     made = Tokenizer(WordLevel(names, unk_token=_word(PAD)))
-    made.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    made.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=_word(PAD), eos_token=_word(EOS))
 
 
@@ -102,6 +105,22 @@ class LossOfStep:
         return loss
 
 
+class _EndOfStep(TrainerCallback):
+    def __init__(self, loss: LossOfStep) -> None:
+        self._loss, self.taken = loss, []
+
+    def on_step_end(self, *given: Any, **named: Any) -> None:
+        self.taken.append(self._loss.take())
+
+
+def losses_of_steps(trainer: Trainer) -> list[float]:
+    """Train, and say what each optimizer step's loss was."""
+    listener = _EndOfStep(LossOfStep(trainer))
+    trainer.add_callback(listener)
+    trainer.train()
+    return listener.taken
+
+
 def words(tokens: Sequence[int]) -> str:
     return " ".join(_word(token) for token in tokens)
 
@@ -115,7 +134,7 @@ def _arguments(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "output_dir": str(output),
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "train_sampling_strategy": "sequential",
         "lr_scheduler_type": "constant",
         "learning_rate": 2e-4,

@@ -53,7 +53,7 @@ class Tenant:
 @pytest.fixture(scope="session")
 def backends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
     """Those that the run was asked to use."""
-    kind: str = request.config.getoption("--backends")
+    kind = str(request.config.getoption("--backends"))
     if kind == "production":
         for package in required.missing():
             required.skip_without(package)

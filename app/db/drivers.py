@@ -1,5 +1,6 @@
 """The two databases' engines: SQLite through aiosqlite, PostgreSQL through asyncpg."""
 
+import json
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,11 @@ WAIT_SECONDS = "hone_wait_seconds"
 _CONNECT_SECONDS = 2
 _PING_SECONDS = 1.0
 _CLOSE_SECONDS = 0.5
+_SHARED: dict[str, Any] = {
+    "hide_parameters": True,
+    # SQLite compares the keys of JSON as they are written, so they must not be written with escapes.
+    "json_serializer": partial(json.dumps, ensure_ascii=False),
+}
 
 
 def is_sqlite(url: str) -> bool:
@@ -24,7 +30,7 @@ def is_sqlite(url: str) -> bool:
 def sqlite(url: str, *, timeout_seconds: float, foreign_keys: bool = True, **options: Any) -> AsyncEngine:
     """Transactions begin as a connection's options say: with WRITES they take the write lock at once, waiting
     for it WAIT_SECONDS at most."""
-    engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": timeout_seconds}, **options)
+    engine = create_async_engine(url, connect_args={"timeout": timeout_seconds}, **_SHARED, **options)
     database = engine.url.database
     if database and database != ":memory:":
         Path(database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -56,12 +62,12 @@ def postgresql(url: str, *, timeout_seconds: float, max_connections: int) -> Asy
     return create_async_engine(
         "postgresql+asyncpg://",
         async_creator=partial(_connect_postgresql, url, command_timeout=timeout_seconds, server_settings=limits),
-        hide_parameters=True,
         pool_pre_ping=True,
         pool_size=max_connections,
         max_overflow=0,
         pool_timeout=timeout_seconds,
         pool_use_lifo=True,
+        **_SHARED,
     )
 
 

@@ -50,7 +50,7 @@ class Postgres:
         self._data = directory / "data"
         self._log = directory / "log"
         self._programs = programs
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
         self.port = 0
 
     def url(self, database: str, *, port: int | None = None) -> str:
@@ -103,14 +103,13 @@ class Postgres:
     def _try_to_start(self, port: int) -> bool:
         settings = [f"-c{name}={value}" for name, value in (_SETTINGS | {"port": str(port)}).items()]
         with self._log.open("ab") as log:
-            process: subprocess.Popen[bytes] = subprocess.Popen(
+            process: subprocess.Popen[Any] = subprocess.Popen(
                 [self._programs / "postgres", "-D", self._data, *settings],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 preexec_fn=end_with_parent(signal.SIGINT),
-                text=False,
                 **_identity(),
             )
         deadline = time.monotonic() + _START_SECONDS

@@ -21,7 +21,9 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from transformers import AttentionInterface
 
 from worker.contract.errors import TrainError
+from worker.engine import flash
 from worker.engine.softcap import softcapped_attention
+from worker.engine.transfer import onto
 
 PACKED = "hone_packed"
 
@@ -63,7 +65,7 @@ def documents_of(
     """`prefixes` names for each document the one that it continues, which continues none itself."""
     lengths = [end - start for start, end in pairwise(bounds)]
     shared = None if prefixes is None else _shared_prefixes(bounds, prefixes, device)
-    return Documents(bounds, torch.tensor(bounds, dtype=torch.int32, device=device), max(lengths), shared)
+    return Documents(bounds, onto(device, torch.tensor(bounds, dtype=torch.int32)), max(lengths), shared)
 
 
 def _shared_prefixes(bounds: tuple[int, ...], prefixes: Sequence[int | None], device: torch.device) -> SharedPrefixes:
@@ -76,8 +78,8 @@ def _shared_prefixes(bounds: tuple[int, ...], prefixes: Sequence[int | None], de
         offsets.append(len(keys))
     return SharedPrefixes(
         spans=spans,
-        keys_S=torch.tensor(keys, device=device),
-        offsets_D1=torch.tensor(offsets, dtype=torch.int32, device=device),
+        keys_S=onto(device, torch.tensor(keys)),
+        offsets_D1=onto(device, torch.tensor(offsets, dtype=torch.int32)),
         longest=max(end - start for start, end in pairwise(offsets)),
     )
 
@@ -116,8 +118,9 @@ def packed_attention(
     documents.layers_served.add(int(getattr(module, "layer_idx", -1)))
     if softcap is not None:
         return _softcapped(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, softcap, dropout), None
-    if query_BATE.is_cuda and query_BATE.dtype in (torch.bfloat16, torch.float16) and dropout == 0:
-        return _varlen(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window), None
+    kernel = flash.kernel_for(query_BATE, value_BKTE) if dropout == 0 else None
+    if kernel is not None:
+        return _flash(kernel, query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window), None
     return _each_document(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, dropout), None
 
 
@@ -164,7 +167,8 @@ def _softcapped(
     return torch.cat(outs, dim=1).transpose(0, 1).unsqueeze(0)
 
 
-def _varlen(
+def _flash(
+    kernel: flash.Kernel,
     query_BATE: torch.Tensor,
     key_BKTE: torch.Tensor,
     value_BKTE: torch.Tensor,
@@ -172,13 +176,11 @@ def _varlen(
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     key_SKE, value_SKE = key_BKTE[0].transpose(0, 1), value_BKTE[0].transpose(0, 1)
     if documents.shared is not None:
         key_SKE, value_SKE = (given.index_select(0, documents.shared.keys_S) for given in (key_SKE, value_SKE))
     keys_seen = documents.shared or documents
-    out_TAE = varlen_attn(
+    return kernel(
         query_BATE[0].transpose(0, 1),
         key_SKE,
         value_SKE,
@@ -187,13 +189,8 @@ def _varlen(
         documents.longest,
         keys_seen.longest,
         scale=scaling,
-        # Causal is a window that ends at the token itself; the window's size counts the token too. Where
-        # there are more keys than queries, flash attention lets the last of both meet.
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=query_BATE.shape[1] != key_BKTE.shape[1],
-    )
-    assert isinstance(out_TAE, torch.Tensor)
-    return out_TAE.unsqueeze(0)
+        window=sliding_window,
+    ).unsqueeze(0)
 
 
 def _each_document(

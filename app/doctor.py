@@ -1,5 +1,6 @@
 """`hone doctor`: what this machine has and lacks, in plain words."""
 
+import asyncio
 import importlib.util
 import shutil
 import subprocess
@@ -34,7 +35,7 @@ class Finding:
 
 async def examine(settings: Settings) -> list[Finding]:
     findings = [_python(), *_torch(), _disk(settings)]
-    schema = _schema(settings)
+    schema = await asyncio.to_thread(_schema, settings)
     findings.append(schema)
     if schema.advice is None:
         async with open_resources(settings) as resources, resources.read() as session:
@@ -82,7 +83,7 @@ def _disk(settings: Settings) -> Finding:
 def _schema(settings: Settings) -> Finding:
     try:
         migrations.require_current(settings.resolved_database_url)
-    except migrations.OldSchema as error:
+    except (migrations.OldSchema, migrations.NoDatabase) as error:
         return Finding("Database", "not ready", str(error))
     return Finding("Database", "up to date")
 

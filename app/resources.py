@@ -57,7 +57,11 @@ async def _quietly(what: str, action: Awaitable[None]) -> None:
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = Database(settings.resolved_database_url)
+    database = Database(
+        settings.resolved_database_url,
+        timeout_seconds=settings.database_timeout_seconds,
+        max_connections=settings.database_connections,
+    )
     try:
         yield Resources(settings, database, LocalStorage(settings.data / "objects"), MemoryQueue())
     finally:

@@ -3,8 +3,17 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# The ways to write a database's scheme, and the one that the rest of Hone reads.
+_DATABASES = {
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "postgresql+asyncpg": "postgresql",
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+}
 
 
 class Settings(BaseSettings):
@@ -22,8 +31,19 @@ class Settings(BaseSettings):
         min_length=16,
         description="The default project's API key. Without it, one is made at the first start and printed once.",
     )
-    database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL. Default: a SQLite file in the data directory."
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="`postgresql://user:password@host/database`, with libpq's parameters such as `?sslmode=require`. "
+        "Default: a SQLite file in the data directory.",
+    )
+    database_timeout_seconds: float = Field(
+        default=3.5,
+        ge=0.1,
+        description="Longest time for one transaction, the wait for a connection included. Beyond it the API "
+        "answers 503, and a worker tries again.",
+    )
+    database_connections: int = Field(
+        default=20, ge=2, description="Most connections to PostgreSQL that one process holds."
     )
     max_file_bytes: int = Field(default=512 * 1024**2, ge=1, description="Largest file that can be uploaded.")
     max_line_bytes: int = Field(default=8 * 1024**2, ge=1024, description="Longest line of a training file.")
@@ -75,8 +95,18 @@ class Settings(BaseSettings):
 
     @property
     def resolved_database_url(self) -> str:
-        return self.database_url or f"sqlite+aiosqlite:///{self.data / 'hone.db'}"
+        """Of SQLite as SQLAlchemy writes it, of PostgreSQL as libpq and asyncpg do. Holds a secret."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite+aiosqlite:///{self.data / 'hone.db'}"
 
-    @property
-    def is_sqlite(self) -> bool:
-        return self.resolved_database_url.startswith("sqlite")
+    @field_validator("database_url", mode="before")
+    @classmethod
+    def _with_its_driver(cls, url: object) -> object:
+        if url is None:
+            return None
+        text = url.get_secret_value() if isinstance(url, SecretStr) else str(url)
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme not in _DATABASES:
+            raise ValueError("expected a URL that begins with postgresql:// or sqlite+aiosqlite:///")
+        return f"{_DATABASES[scheme]}://{rest}"

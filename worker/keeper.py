@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import leases
 from app.services.leases import Lease
@@ -46,7 +47,7 @@ class Keeper:
                         renewed_at = time.monotonic()
                     async with self._resources.read() as session:
                         alive = await leases.still_held(session, held)
-                except (SQLAlchemyError, OSError):
+                except (Unavailable, SQLAlchemyError, OSError):
                     _log.warning("the database does not answer; leases are renewed when it does", exc_info=True)
                 else:
                     for lease in held:

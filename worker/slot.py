@@ -8,6 +8,7 @@ from contextlib import suppress
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.models import JobStatus
+from app.errors import Unavailable
 from app.queue.base import TRAINING_POOL
 from app.resources import Resources
 from app.services import leases
@@ -99,7 +100,7 @@ class Slot:
                     status=JobStatus.QUEUED,
                     ttl_seconds=self._resources.settings.lease_seconds,
                 )
-        except (SQLAlchemyError, OSError):
+        except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; work is looked for again in a second", exc_info=True)
             return None
 

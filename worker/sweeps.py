@@ -7,6 +7,7 @@ import time
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.queries import database_now
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import leases, objects
 from worker.presence import Presence
@@ -28,7 +29,7 @@ async def run(resources: Resources, presence: Presence) -> None:
             answered_at = time.monotonic()
             if answered_at >= patient_until:
                 await expire_silent(resources)
-        except (SQLAlchemyError, OSError):
+        except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; sweeping goes on when it does", exc_info=True)
         await asyncio.sleep(_SWEEP_SECONDS)
 

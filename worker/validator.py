@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import BaseModel, File, Job, JobStatus
 from app.db.queries import of_project
+from app.errors import Unavailable
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
 from app.services import base_models, events, job_states, leases
@@ -57,7 +58,7 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
                     claimed = await leases.claim(
                         session, owner=owner, status=JobStatus.VALIDATING_FILES, ttl_seconds=ttl
                     )
-            except (SQLAlchemyError, OSError):
+            except (Unavailable, SQLAlchemyError, OSError):
                 _log.warning("the database does not answer; files are checked when it does", exc_info=True)
             if claimed is None:
                 await waiter.wait(_LOOK_SECONDS)
@@ -87,7 +88,7 @@ async def _validate_until(
     await asyncio.gather(*signals, return_exceptions=True)
     try:
         await work
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Unavailable):  # an outage is not the job's fault: it is validated anew
         await _settle(resources, lease, None)
     except LeaseLost:
         _log.info("job %s: no longer ours", job.id)

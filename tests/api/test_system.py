@@ -14,6 +14,7 @@ from starlette.types import Message, Scope
 
 from app import openapi
 from app.api.middleware import RequestContext
+from app.db import migrations
 from app.main import create_app
 from app.resources import Resources
 from app.settings import Settings
@@ -24,6 +25,7 @@ from tests.conftest import Served, Tenant, serve
 def served_without_database(tmp_path: Path) -> Iterator[Served]:
     database = tmp_path / "elsewhere" / "hone.db"
     settings = Settings(data_directory=tmp_path / "data", database_url=f"sqlite+aiosqlite:///{database}")
+    migrations.upgrade(settings.resolved_database_url)
     for server in serve(settings):
         shutil.rmtree(database.parent)  # the server has not connected yet
         yield server

@@ -12,28 +12,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from worker.contract.spec import DpoSettings, TrainSpec
-from worker.engine import rotary, sft
+from worker.contract.spec import DpoSettings
+from worker.engine import sft
 from worker.engine.head import logit_shape
 from worker.engine.log_probs import linear_log_probs
 from worker.engine.pair_packing import PairBatch
 from worker.engine.preference_losses import log_ratios, preference_losses
 from worker.engine.sft import Sums
 from worker.engine.transfer import onto
-
-
-def shares_prompts(model: PreTrainedModel, spec: TrainSpec) -> bool:
-    """Whether both answers of a pair may use one computation of their prompt.
-
-    Not where anything random is drawn for each token: apart, the two prompts would draw apart. Nor where the
-    prompt's positions are encoded by the length of the conversation that it is in.
-    """
-    if rotary.depends_on_length(model):
-        return False
-    config = model.config.get_text_config()
-    draws = [getattr(config, name, 0) for name in ("attention_dropout", "attention_probs_dropout_prob")]
-    draws += [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    return not any([*draws, spec.lora.dropout])
 
 
 def train(model: PreTrainedModel, adapter: PeftModel, batch: PairBatch, settings: DpoSettings) -> Sums:
@@ -79,7 +65,7 @@ def _loss(
         loss=total,
         correct=right,
         weight=float(batch.num_pairs),
-        tokens=batch.num_tokens,
+        tokens=batch.row.num_tokens,
         trained_tokens=len(batch.row.sources_N),
         reward_chosen=chosen,
         reward_rejected=rejected,

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from worker.contract.errors import TrainError
-from worker.engine.attention import documents_of
+from worker.engine.documents import documents_of
 from worker.engine.head import logit_shape
 from worker.engine.losses import linear_cross_entropy
 from worker.engine.packing import MicroBatch
@@ -125,6 +125,6 @@ def _sums(batch: MicroBatch, loss: float | torch.Tensor, correct: float | torch.
         loss=loss,
         correct=correct,
         weight=float(batch.weights_N.double().sum()),
-        tokens=len(batch.tokens_T),
+        tokens=batch.num_tokens,
         trained_tokens=len(batch.sources_N),
     )

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -38,10 +39,9 @@ from worker.contract.events import (
 from worker.contract.spec import TrainSpec
 from worker.log_tail import LogTail
 from worker.relay import Relay
-from worker.supervisor import Trainer
+from worker.supervisor import START_SECONDS, Trainer
 
 _log = logging.getLogger(__name__)
-_START_SECONDS = 120.0  # imports alone take ten on a busy machine, and tell of no progress
 _TRANSIENT_RETRY = timedelta(seconds=30)
 
 
@@ -86,6 +86,7 @@ class Runner:
         self._draining = draining
         self._directory = work_directory
         self._trainer_is_free = True
+        self._claimed_at = time.monotonic()
 
     async def run(self, job: Job) -> None:
         """Never raises for what may happen to one job: the slot goes on with the next."""
@@ -167,10 +168,11 @@ class Runner:
 
     async def _follow(self, trainer: Trainer, run: str, relay: Relay) -> Outcome:
         """Take events until the run has ended; the trainer's own ticks are what proves that it moves."""
+        is_first = True
         while True:
             seconds = self._settings.progress_timeout_seconds
             if not trainer.is_ready:
-                seconds = max(seconds, _START_SECONDS)
+                seconds = max(seconds, START_SECONDS)
             try:
                 async with asyncio.timeout(seconds):
                     event = await trainer.next_event()
@@ -188,6 +190,12 @@ class Runner:
             elif isinstance(event, Adjusted):
                 await relay.adjusted(event)
             elif isinstance(event, Evaluation | Step | Checkpoint):
+                if isinstance(event, Step) and is_first:
+                    seconds = time.monotonic() - self._claimed_at
+                    _log.info(
+                        "job %s: first step after %.3f s, itself %.3f s", self._lease.job_id, seconds, event.seconds
+                    )
+                    is_first = False
                 relay.take(event)
 
     async def _stop_when(self, signal: asyncio.Event, trainer: Trainer, run: str, *, checkpoint: bool) -> None:

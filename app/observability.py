@@ -31,5 +31,6 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("arq").setLevel("ERROR")  # it tells of every wake, and of each that came too late
     for noisy in ("httpx", "httpcore", "aiosqlite", "alembic", "python_multipart"):
         logging.getLogger(noisy).setLevel("WARNING")

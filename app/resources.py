@@ -63,6 +63,18 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         max_connections=settings.database_connections,
     )
     try:
-        yield Resources(settings, database, LocalStorage(settings.data / "objects"), MemoryQueue())
+        async with open_queue(settings) as queue:
+            yield Resources(settings, database, LocalStorage(settings.data / "objects"), queue)
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
+    if settings.redis_url is None:
+        yield MemoryQueue()
+        return
+    from app.queue.redis import RedisQueue  # here, so that who does without Redis need not load its client
+
+    async with RedisQueue(settings.redis_url) as queue:
+        yield queue

@@ -168,7 +168,7 @@ async def _prepare_in_child(request: PrepareRequest, directory: Path, timeout_se
     question.write_text(request.model_dump_json(), encoding="utf-8")
     with (directory / "prepare.log").open("wb") as log:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker.prepare", str(question)),
+            *(sys.executable, "-m", "worker.prepare", str(question), str(os.getpid())),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,

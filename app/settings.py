@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.contract.extension import DEFAULT_POOL, POOL_NAME
+
 
 class Settings(BaseSettings):
     """Documented in docs/settings.md, which is generated from the descriptions below."""
@@ -35,6 +37,14 @@ class Settings(BaseSettings):
     )
     slots: int | None = Field(
         default=None, ge=1, le=64, description="Jobs this worker trains at a time. Default: one per GPU, or one."
+    )
+    pool: str = Field(
+        default=DEFAULT_POOL,
+        pattern=POOL_NAME,
+        description="Name of the group this worker belongs to: it trains the jobs that name it (`hone.pool`).",
+    )
+    cpu_only: bool = Field(
+        default=False, description="A worker that checks files and sweeps, but trains nothing and needs no PyTorch."
     )
     trainer_threads: int | None = Field(
         default=None,

@@ -42,7 +42,14 @@ DataDirectory = Annotated[
 def main() -> None:
     try:
         cli()
-    except (migrations.OldSchema, BadBaseModel, BadAdapter, ApiError, server.CannotStart) as error:
+    except (
+        migrations.OldSchema,
+        migrations.NoDatabase,
+        BadBaseModel,
+        BadAdapter,
+        ApiError,
+        server.CannotStart,
+    ) as error:
         console.print(f"hone: {error}", style="red")
         sys.exit(1)
 
@@ -59,7 +66,7 @@ def serve(
     if api_only:
         migrations.require_current(settings.resolved_database_url)
     else:
-        migrations.upgrade(settings.resolved_database_url)
+        migrations.prepare(settings.resolved_database_url)
     sys.exit(asyncio.run(server.serve(settings, console, with_worker=not api_only)))
 
 
@@ -104,7 +111,7 @@ def add_model(
 ) -> None:
     """Register a base model, pinned to what it is now."""
     settings = _settings(data)
-    migrations.upgrade(settings.resolved_database_url)
+    migrations.prepare(settings.resolved_database_url)
     source = base_model_source.normalize_source(source)
     directory, revision = base_model_source.fetch(source)
     facts = base_model_source.inspect(directory, revision)
@@ -126,7 +133,7 @@ def import_adapter(
 ) -> None:
     """Make a model of a LoRA adapter that was trained elsewhere: to download, or to continue from."""
     settings = _settings(data)
-    migrations.upgrade(settings.resolved_database_url)
+    migrations.prepare(settings.resolved_database_url)
 
     async def run() -> str:
         async with open_resources(settings) as resources:
@@ -158,7 +165,7 @@ def build_tiny(
 ) -> None:
     """Build and register the tiny base model hone-tiny: a real Llama of a few million parameters, for trying things."""
     settings = _settings(data)
-    migrations.upgrade(settings.resolved_database_url)
+    migrations.prepare(settings.resolved_database_url)
 
     async def register() -> None:
         async with open_resources(settings) as resources:

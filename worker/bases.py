@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.models import BaseModel
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import base_models
 from worker.data import base_model_source
@@ -53,7 +54,7 @@ class Bases:
                         base = await base_models.get_one(session, base_id)
                     await self.directory(base)
                     _log.info("the base model %s can be used again", base_id)
-                except (BaseUnavailable, SQLAlchemyError, OSError) as error:
+                except (BaseUnavailable, Unavailable, SQLAlchemyError, OSError) as error:
                     _log.warning("the base model %s still cannot be used: %s", base_id, error.__cause__ or error)
 
     def _locate(self, base_id: str, source: str, revision: str) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import leases, workers
 from app.services.leases import Lease
@@ -68,7 +69,7 @@ class Keeper:
                     async with self._resources.read() as session:
                         asked_to_drain = await workers.is_asked_to_drain(session, description.id)
                 await self._look_for_revoked()
-            except (SQLAlchemyError, OSError):
+            except (Unavailable, SQLAlchemyError, OSError):
                 _log.warning("the database does not answer; leases are renewed when it does", exc_info=True)
             else:
                 if asked_to_drain and not draining.is_set():

@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.models import WorkerState
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import workers
 from app.services.workers import Description
@@ -121,7 +122,7 @@ async def _pass_on(stopping: asyncio.Event, draining: asyncio.Event) -> None:
 
 
 async def _leave(resources: Resources, worker_id: str) -> None:
-    with suppress(SQLAlchemyError, OSError):  # else its row stays behind as that of a dead worker
+    with suppress(Unavailable, SQLAlchemyError, OSError):  # else its row stays behind as that of a dead worker
         async with resources.write() as session:
             await workers.leave(session, worker_id)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import leases
 from worker.bases import Bases
@@ -24,7 +25,7 @@ async def run(resources: Resources, *, slots: Sequence[Slot], keeper: Keeper, ba
             continue
         try:
             await _make_room(resources, keeper, bases)
-        except (SQLAlchemyError, OSError):
+        except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; preemption waits until it does", exc_info=True)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import Job, JobStatus
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import base_models, job_states, leases
 from app.services.leases import LeaseLost
@@ -108,6 +109,9 @@ class Runner:
             await self._settle(_first(errors))
         except* BaseUnavailable as errors:
             await self._settle(_first(errors))
+        except* Unavailable:
+            message = "The database did not answer; the job will be tried again"
+            await self._settle(TrainError("unavailable", message, blame=Blame.TRANSIENT))
         except* (SQLAlchemyError, OSError, ValueError):
             _log.exception("job %s: the run failed on this worker's side", job.id)
             await self._settle(Crash("The worker failed outside of training"))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.models import Job, JobStatus
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import leases
 from app.services.leases import Lease
@@ -155,7 +156,7 @@ class Slot:
                     excluded_bases=self._bases.unavailable,
                     excluded_jobs=self._avoided,
                 )
-        except (SQLAlchemyError, OSError):
+        except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; work is looked for again in a second", exc_info=True)
             return None
 

@@ -44,6 +44,7 @@ class Trainer:
                     sys.executable,
                     *("-m", "worker.trainer"),
                     *("--command-fd", str(command_read), "--event-fd", str(event_write)),
+                    *("--parent-pid", str(os.getpid())),
                     pass_fds=(command_read, event_write),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log_file,

@@ -7,6 +7,7 @@ import time
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.queries import database_now
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import leases, objects, workers
 from worker.presence import Presence
@@ -34,7 +35,7 @@ async def run(resources: Resources, presence: Presence) -> None:
                 tidied_at = answered_at
                 async with resources.write() as session:
                     await workers.remove_long_dead(session)
-        except (SQLAlchemyError, OSError):
+        except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; sweeping goes on when it does", exc_info=True)
         await asyncio.sleep(_SWEEP_SECONDS)
 

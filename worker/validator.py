@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import BaseModel, File, Job, JobStatus
 from app.db.queries import of_project
+from app.errors import Unavailable
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
 from app.services import base_models, events, job_states, leases, workers
@@ -61,7 +62,7 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
                         ttl_seconds=ttl,
                         excluded_bases=bases.unavailable,
                     )
-            except (SQLAlchemyError, OSError):
+            except (Unavailable, SQLAlchemyError, OSError):
                 _log.warning("the database does not answer; files are checked when it does", exc_info=True)
             if claimed is None:
                 await waiter.wait(_LOOK_SECONDS)
@@ -91,7 +92,7 @@ async def _validate_until(
     await asyncio.gather(*signals, return_exceptions=True)
     try:
         await work
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Unavailable):  # an outage is not the job's fault: it is validated anew
         await _settle(resources, lease, None)
     except LeaseLost:
         _log.info("job %s: no longer ours", job.id)
@@ -171,7 +172,7 @@ async def _prepare_in_child(request: PrepareRequest, directory: Path, timeout_se
     question.write_text(request.model_dump_json(), encoding="utf-8")
     with (directory / "prepare.log").open("wb") as log:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker.prepare", str(question)),
+            *(sys.executable, "-m", "worker.prepare", str(question), str(os.getpid())),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,

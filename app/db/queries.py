@@ -39,6 +39,15 @@ def of_job(model: type[RowOfJob], job_id: str) -> Select[RowOfJob]:
     return select(model).where(model.job_id == job_id)
 
 
+async def alone(session: AsyncSession, purpose: str) -> None:
+    """Until the end of its transaction this session is the only one for the purpose: others wait here.
+
+    For what is looked for and then made, where there is no row yet to lock. SQLite has one writer anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(purpose, 0))))
+
+
 async def database_now(session: AsyncSession) -> datetime:
     """The database's clock, which is the one that leases are measured by: workers' clocks may differ."""
     if session.get_bind().dialect.name == "sqlite":

@@ -9,7 +9,8 @@ import torch
 
 from worker.contract.errors import TrainError
 from worker.engine import softcap
-from worker.engine.attention import documents_of, packed_attention
+from worker.engine.attention import packed_attention
+from worker.engine.documents import documents_of
 
 A, K, T, E = 4, 2, 20, 8
 BOUNDS = (0, 1, 8, 20)

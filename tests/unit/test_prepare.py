@@ -2,6 +2,7 @@ import datetime
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -363,6 +364,17 @@ def test_the_child_writes_its_report_last(
         "training.safetensors",
         "validation.safetensors",
     ]
+
+
+def test_the_child_of_a_parent_that_is_gone_does_nothing(
+    make_request: Callable[..., PrepareRequest], tmp_path: Path
+) -> None:
+    (tmp_path / "request.json").write_text(make_request(lines(*[ROW] * 10)).model_dump_json())
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    done = child(str(tmp_path / "request.json"), str(ended.pid), start_new_session=True)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / REPORT_NAME).exists()
 
 
 BOMBS = {

@@ -85,6 +85,7 @@ def choose(
                 token_budget=budget,
                 num_threads=threads,
                 gradient_checkpointing=checkpointing,
+                share_prefixes=True,
             )
             if fits(estimate(spec, geometry, chosen)):
                 return chosen

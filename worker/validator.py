@@ -18,12 +18,12 @@ from app.db.queries import of_project
 from app.errors import Unavailable
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
-from app.services import base_models, events, job_states, leases
+from app.services import base_models, events, job_states, leases, workers
 from app.services.leases import Lease, LeaseLost
 from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing
 from worker import guarded, workspace
-from worker.bases import Bases
+from worker.bases import Bases, BaseUnavailable
 from worker.contract.errors import Blame, TrainError
 from worker.contract.extension import Extension
 from worker.contract.prepare import (
@@ -57,7 +57,11 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
             try:
                 async with resources.write() as session:
                     claimed = await leases.claim(
-                        session, owner=owner, status=JobStatus.VALIDATING_FILES, ttl_seconds=ttl
+                        session,
+                        owner=owner,
+                        status=JobStatus.VALIDATING_FILES,
+                        ttl_seconds=ttl,
+                        excluded_bases=bases.unavailable,
                     )
             except (Unavailable, SQLAlchemyError, OSError):
                 _log.warning("the database does not answer; files are checked when it does", exc_info=True)
@@ -65,9 +69,9 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
                 await waiter.wait(_LOOK_SECONDS)
                 continue
             lease, job = claimed
-            with keeper.keep(lease) as revoked:
+            with keeper.keep(lease) as hold:
                 await _validate_until(
-                    resources, lease, job, bases=bases, preparer=preparer, revoked=revoked, draining=draining
+                    resources, lease, job, bases=bases, preparer=preparer, revoked=hold.revoked, draining=draining
                 )
     finally:
         waiter.close()
@@ -97,7 +101,7 @@ async def _validate_until(
         await _settle(resources, lease, None)
     except LeaseLost:
         _log.info("job %s: no longer ours", job.id)
-    except TrainError as error:
+    except (TrainError, BaseUnavailable) as error:
         await _settle(resources, lease, error)
     except (SQLAlchemyError, OSError, ValueError) as error:
         _log.exception("job %s: the files could not be checked", job.id)
@@ -142,7 +146,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases, 
             if facts is not None
         }
         spec = _resolve(job, base, report, extension, max_sequence_tokens)
-        await guarded.write(resources, lease, partial(_accept, spec, dataset))
+        await guarded.write(resources, lease, partial(_accept, spec, dataset, resources.settings.lease_seconds))
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -182,7 +186,9 @@ async def _store_tokens(
     }
 
 
-async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSession, job: Job, now: datetime) -> None:
+async def _accept(
+    spec: TrainSpec, dataset: dict[str, Any], ttl: float, session: AsyncSession, job: Job, now: datetime
+) -> None:
     job.spec = json.loads(spec.model_dump_json())
     job.dataset = dataset
     job.hyperparameters = {
@@ -195,6 +201,9 @@ async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSessio
         for warning in _warnings(part, counts, spec):
             events.add(session, job, warning, now=now, level="warn")
     job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
+    if not await workers.can_train(session, job.pool, silent_seconds=ttl):
+        message = f"No worker of the pool '{job.pool}' is running; the job waits for one"
+        events.add(session, job, message, now=now, level="warn")
     job.crashes = 0
     leases.release(session, job)
 
@@ -225,16 +234,18 @@ def _warnings(part: str, counts: dict[str, Any], spec: TrainSpec) -> list[str]:
     return found
 
 
-async def _settle(resources: Resources, lease: Lease, error: TrainError | None) -> None:
+async def _settle(resources: Resources, lease: Lease, error: TrainError | BaseUnavailable | None) -> None:
     with suppress(LeaseLost):
         await guarded.write(resources, lease, partial(_record_end, error, resources.settings.max_crashes))
 
 
 async def _record_end(
-    error: TrainError | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
+    error: TrainError | BaseUnavailable | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
 ) -> None:
     if error is None:
         leases.release(session, job)
+    elif isinstance(error, BaseUnavailable):
+        leases.leave_to_others(session, job, reason=str(error), now=now)
     elif error.blame == Blame.USER:
         job.error = {"code": error.code, "message": error.message, "param": error.param}
         job_states.move(session, job, JobStatus.FAILED, message=error.message, now=now, level="error")

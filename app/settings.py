@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.contract.extension import DEFAULT_POOL, POOL_NAME
+
 # The ways to write a database's scheme, and the one that the rest of Hone reads.
 _DATABASES = {
     "postgresql": "postgresql",
@@ -38,7 +40,7 @@ class Settings(BaseSettings):
         "Default: a SQLite file in the data directory.",
     )
     database_timeout_seconds: float = Field(
-        default=4.0,
+        default=3.5,
         ge=0.1,
         description="Longest time for one transaction, the wait for a connection included. Beyond it the API "
         "answers 503, and a worker tries again.",
@@ -61,6 +63,14 @@ class Settings(BaseSettings):
     )
     slots: int | None = Field(
         default=None, ge=1, le=64, description="Jobs this worker trains at a time. Default: one per GPU, or one."
+    )
+    pool: str = Field(
+        default=DEFAULT_POOL,
+        pattern=POOL_NAME,
+        description="Name of the group this worker belongs to: it trains the jobs that name it (`hone.pool`).",
+    )
+    cpu_only: bool = Field(
+        default=False, description="A worker that checks files and sweeps, but trains nothing and needs no PyTorch."
     )
     trainer_threads: int | None = Field(
         default=None,
@@ -95,6 +105,17 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much is logged.")
 
+    @field_validator("database_url", mode="before")
+    @classmethod
+    def _with_its_driver(cls, url: object) -> object:
+        if url is None:
+            return None
+        text = url.get_secret_value() if isinstance(url, SecretStr) else str(url)
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme not in _DATABASES:
+            raise ValueError("expected a URL that begins with postgresql:// or sqlite+aiosqlite:///")
+        return f"{_DATABASES[scheme]}://{rest}"
+
     @field_validator("redis_url")
     @classmethod
     def _is_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
@@ -116,17 +137,6 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite+aiosqlite:///{self.data / 'hone.db'}"
-
-    @field_validator("database_url", mode="before")
-    @classmethod
-    def _with_its_driver(cls, url: object) -> object:
-        if url is None:
-            return None
-        text = url.get_secret_value() if isinstance(url, SecretStr) else str(url)
-        scheme, separator, rest = text.partition("://")
-        if not separator or scheme not in _DATABASES:
-            raise ValueError("expected a URL that begins with postgresql:// or sqlite+aiosqlite:///")
-        return f"{_DATABASES[scheme]}://{rest}"
 
 
 def _is_redis_url(url: str) -> bool:

@@ -25,6 +25,7 @@ from tests.servers.postgres import Postgres
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backends", choices=list(KINDS), default="embedded", help="Where the tests keep their rows.")
+    parser.addoption("--faults", type=int, default=1, help="At how many seeded instants each fault strikes.")
 
 
 @dataclass(frozen=True)

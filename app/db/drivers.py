@@ -15,7 +15,7 @@ WRITES = "hone_writes"
 WAIT_SECONDS = "hone_wait_seconds"
 _CONNECT_SECONDS = 2
 _PING_SECONDS = 1.0
-_CLOSE_SECONDS = 0.5
+_CLOSE_SECONDS = 0.25
 _SHARED: dict[str, Any] = {
     "hide_parameters": True,
     # SQLite compares the keys of JSON as they are written, so they must not be written with escapes.
@@ -61,7 +61,7 @@ def postgresql(url: str, *, timeout_seconds: float, max_connections: int) -> Asy
     limits = {"statement_timeout": limit, "idle_in_transaction_session_timeout": limit}
     return create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=partial(_connect_postgresql, url, command_timeout=timeout_seconds, server_settings=limits),
+        async_creator=partial(_connect_postgresql, url, limits),
         pool_pre_ping=True,
         pool_size=max_connections,
         max_overflow=0,
@@ -75,8 +75,8 @@ def for_migrations(url: str) -> AsyncEngine:
     """Waits for others as long as they need. SQLite rebuilds tables to alter them, so foreign keys are off."""
     if is_sqlite(url):
         return sqlite(url, timeout_seconds=30, foreign_keys=False, poolclass=NullPool)
-    creator = partial(_connect_postgresql, url, command_timeout=None, server_settings={})
-    return create_async_engine("postgresql+asyncpg://", async_creator=creator, hide_parameters=True, poolclass=NullPool)
+    creator = partial(_connect_postgresql, url, {})
+    return create_async_engine("postgresql+asyncpg://", async_creator=creator, poolclass=NullPool, **_SHARED)
 
 
 class _Connection(asyncpg.Connection):
@@ -96,14 +96,11 @@ class _Connection(asyncpg.Connection):
             await super().close(timeout=_CLOSE_SECONDS)
 
 
-async def _connect_postgresql(
-    url: str, *, command_timeout: float | None, server_settings: dict[str, str]
-) -> asyncpg.Connection:
+async def _connect_postgresql(url: str, server_settings: dict[str, str]) -> asyncpg.Connection:
     try:
         return await asyncpg.connect(
             url,
             timeout=_CONNECT_SECONDS,
-            command_timeout=command_timeout,
             server_settings={"application_name": "hone", **server_settings},
             connection_class=_Connection,
         )

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-TRAINING_POOL = "default"
+# Who trains waits on the name of its pool; who checks files waits on this one.
 VALIDATION_POOL = "cpu"
 
 

@@ -10,5 +10,5 @@ from tests.e2e.conftest import install, template  # noqa: F401  fixtures of real
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "instant" in metafunc.fixturenames:
         chosen = random.Random(metafunc.function.__name__)
-        instants = [round(chosen.random(), 3) for _ in range(metafunc.config.getoption("--faults", 1) or 1)]
+        instants = [round(chosen.random(), 3) for _ in range(metafunc.config.getoption("--faults") or 1)]
         metafunc.parametrize("instant", instants)

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from app.db import migrations
 from app.settings import Settings
-from tests.servers import postgres
+from tests.servers import postgres, redis
 from tests.servers.postgres import Postgres
+from tests.servers.redis import RedisServer
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ class Embedded:
 
 
 class Production:
-    """Each installation has a database of its own on a PostgreSQL that all share."""
+    """Each installation has a database of its own on a PostgreSQL and a Redis that all share."""
 
-    def __init__(self, server: Postgres) -> None:
+    def __init__(self, server: Postgres, redis: RedisServer) -> None:
         self._postgres = server
+        self._redis = redis
         self._numbers = itertools.count()
         server.create("migrated")
         migrations.upgrade(server.url("migrated"))
@@ -89,9 +91,11 @@ class Production:
         self._postgres.drop(self._database(site))
 
     def _site(self, data: Path, *, template: str) -> Site:
-        name = f"site-{next(self._numbers)}"
+        number = next(self._numbers)
+        name = f"site-{number}"
         self._postgres.create(name, template=template)
-        return Site(data, {"database_url": self._postgres.url(name)})
+        wakes = self._redis.url_through(self._redis.port, database=number)
+        return Site(data, {"database_url": self._postgres.url(name), "redis_url": wakes})
 
     def _database(self, site: Site) -> str:
         return site.places["database_url"].rpartition("/")[2]
@@ -104,8 +108,8 @@ def embedded(directory: Path) -> Iterator[Backends]:
 
 @contextmanager
 def production(directory: Path) -> Iterator[Backends]:
-    with postgres.running() as server:
-        yield Production(server)
+    with postgres.running() as server, redis.running(directory) as wakes:
+        yield Production(server, wakes)
 
 
 KINDS: dict[str, Callable[[Path], Any]] = {"embedded": embedded, "production": production}

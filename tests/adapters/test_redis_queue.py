@@ -16,6 +16,7 @@ from app.queue.base import Waiter
 from app.queue.memory import MemoryWaiter
 from app.queue.redis import RedisQueue
 from app.settings import Settings
+from tests.servers import required
 from tests.servers.redis import RedisServer, running
 
 PASSWORD = "hunter2/of:the@test"
@@ -24,6 +25,7 @@ SOON = 2.0  # a wake takes a fifth of a second; a wait that nothing ends takes f
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
+    required.skip_without("redis-server")
     with running(tmp_path / "redis", password=PASSWORD) as started:
         yield started
 

@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from tests.e2e.conftest import install, template  # noqa: F401  fixtures of real processes
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "instant" in metafunc.fixturenames:

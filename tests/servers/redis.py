@@ -1,4 +1,4 @@
-"""A private redis-server, on a free port and in a directory of its own."""
+"""A private redis-server, on a free port and in a directory of its own; it ends with the tests."""
 
 import os
 import shutil
@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-import pytest
 import redis
+
+from tests.servers import processes
 
 
 class RedisServer:
@@ -29,7 +30,11 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        return f"redis://{self._login}127.0.0.1:{self.port}/0"
+        return self.url_through(self.port)
+
+    def url_through(self, port: int, *, database: int = 0) -> str:
+        """Its address behind a proxy on `port`, or a database of it."""
+        return f"redis://{self._login}127.0.0.1:{port}/{database}"
 
     @property
     def socket_url(self) -> str:
@@ -46,6 +51,7 @@ class RedisServer:
             "unixsocket": str(self.socket),
             "dir": str(self._directory),
             "save": "",
+            "databases": "1000",
             "appendonly": "yes" if self._append_only else "no",
             "appendfsync": "always",
             "requirepass": self._password or "",
@@ -53,7 +59,12 @@ class RedisServer:
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         with (self._directory / "redis.log").open("ab") as log:
             self._popen = subprocess.Popen(
-                [program(), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [program() or "redis-server", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=processes.end_with_parent(signal.SIGKILL),
             )
         deadline = time.monotonic() + 20
         while not self._answers():
@@ -93,12 +104,9 @@ class RedisServer:
         return f":{quote(self._password, safe='')}@" if self._password else ""
 
 
-def program() -> str:
-    """The redis-server of this machine; skips the test where there is none."""
-    found = shutil.which("redis-server")
-    if found is None:
-        pytest.skip("redis-server is not installed")
-    return found
+def program() -> str | None:
+    """The redis-server of this machine, if there is one."""
+    return shutil.which("redis-server")
 
 
 @contextmanager

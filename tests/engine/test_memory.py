@@ -66,7 +66,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.Mo
         choose(monkeypatch, 17 * GIB)
     assert (one.value.code, one.value.param) == ("does_not_fit", "model")
     with pytest.raises(TrainError, match=r"with the base model held in NF4 and examples of at most 4096 tokens"):
-        choose(monkeypatch, 16 * GIB)
+        choose(monkeypatch, 13 * GIB)
     with pytest.raises(TrainError, match="smaller base model"):
         choose(monkeypatch, GIB)
     with pytest.raises(TrainError, match=r"at most \d+ tokens"):

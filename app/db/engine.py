@@ -80,4 +80,4 @@ async def _answering(timeout_seconds: float | None) -> AsyncIterator[None]:
 
 def _reason(error: Exception) -> str:
     """The driver's own sentence, without the statement."""
-    return str(getattr(error, "orig", None) or error) or type(error).__name__
+    return str(getattr(error, "orig", None) or error) or "it took too long"

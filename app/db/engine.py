@@ -25,7 +25,7 @@ class Database:
     polling.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float = 3.5, max_connections: int = 20) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float = 3.0, max_connections: int = 20) -> None:
         self.is_sqlite = drivers.is_sqlite(url)
         self._timeout_seconds = timeout_seconds
         self.engine: AsyncEngine = (

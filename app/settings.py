@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.contract.extension import DEFAULT_POOL, POOL_NAME
+
 # The ways to write a database's scheme, and the one that the rest of Hone reads.
 _DATABASES = {
     "postgresql": "postgresql",
@@ -61,6 +63,14 @@ class Settings(BaseSettings):
     )
     slots: int | None = Field(
         default=None, ge=1, le=64, description="Jobs this worker trains at a time. Default: one per GPU, or one."
+    )
+    pool: str = Field(
+        default=DEFAULT_POOL,
+        pattern=POOL_NAME,
+        description="Name of the group this worker belongs to: it trains the jobs that name it (`hone.pool`).",
+    )
+    cpu_only: bool = Field(
+        default=False, description="A worker that checks files and sweeps, but trains nothing and needs no PyTorch."
     )
     trainer_threads: int | None = Field(
         default=None,

@@ -26,6 +26,12 @@ async def authenticate(session: AsyncSession, key: str) -> Principal:
     return Principal(*row)
 
 
+async def is_operator(session: AsyncSession, principal: Principal) -> bool:
+    """Whether the caller's project is the default one, whose keys only somebody at the server can make."""
+    project = await _default_project(session)
+    return project is not None and project.id == principal.project_id
+
+
 async def bootstrap(session: AsyncSession, *, api_key: str | None) -> str | None:
     """Make the default organization, project and key, if there are none. Returns a key that was made up, to be shown.
 

@@ -11,7 +11,7 @@ from app.db import after_commit
 from app.db.models import Job, JobStatus
 from app.db.queries import database_now
 from app.queue.base import VALIDATION_POOL
-from app.services import job_states, scheduling
+from app.services import events, job_states, scheduling
 from app.services.scheduling import LoadedBase
 
 
@@ -109,6 +109,8 @@ async def hold(session: AsyncSession, lease: Lease) -> tuple[Job, datetime]:
 
 async def renew(session: AsyncSession, held: Sequence[Lease], *, ttl_seconds: float) -> None:
     """Push the expiry of the leases that are still this worker's, in one statement."""
+    if not held:
+        return
     now = await database_now(session)
     await session.execute(
         update(Job).where(_any_of(held)).values(lease_expires_at=now + timedelta(seconds=ttl_seconds))
@@ -144,6 +146,22 @@ def hand_back(session: AsyncSession, job: Job, *, message: str, now: datetime, l
     release(session, job)
 
 
+def leave_to_others(session: AsyncSession, job: Job, *, reason: str, now: datetime) -> None:
+    """Give a job back that this worker can do nothing with. Counts nothing; the worker must not claim it again."""
+    message = f"{reason}; the job waits for another"
+    if job.status == JobStatus.RUNNING:
+        hand_back(session, job, message=message, now=now, level="warn")
+    else:
+        events.add(session, job, message, now=now, level="warn")
+        release(session, job)
+
+
+def excused(session: AsyncSession, job: Job, *, reason: str, now: datetime) -> None:
+    """Give a job back after a run that failed before its first step, for which its slot is blamed: once a job."""
+    job.has_been_excused = True
+    hand_back(session, job, message=f"{reason}; the job will be tried again", now=now, level="warn")
+
+
 def crashed(session: AsyncSession, job: Job, *, reason: str, max_crashes: int, now: datetime) -> None:
     """Count an unexplained death: the job goes back, or fails when it has died too often without progress."""
     job.crashes += 1
@@ -168,6 +186,12 @@ async def owners(session: AsyncSession) -> set[str]:
     """The ids of all workers that hold a lease."""
     held = await session.scalars(select(Job.lease_owner).where(Job.lease_owner.is_not(None)).distinct())
     return {owner.partition("/")[0] for owner in held if owner}
+
+
+async def jobs_by_owner(session: AsyncSession) -> dict[str, str]:
+    """Who works on what: owners of leases, and the ids of their jobs."""
+    held = await session.execute(select(Job.lease_owner, Job.id).where(Job.lease_owner.is_not(None)))
+    return {owner: job_id for owner, job_id in held if owner is not None}
 
 
 async def held_by(session: AsyncSession, worker_id: str) -> list[Job]:

@@ -18,6 +18,7 @@ from app.observability import configure_logging
 from app.resources import open_resources
 from app.services import base_models, keys
 from app.settings import Settings
+from app.storage.base import StorageUnavailable
 from worker.data import base_model_source
 from worker.data.adapter_source import BadAdapter
 from worker.data.base_model_source import BadBaseModel
@@ -37,7 +38,7 @@ DataDirectory = Annotated[
 def main() -> None:
     try:
         cli()
-    except (migrations.OldSchema, BadBaseModel, BadAdapter, ApiError, server.CannotStart) as error:
+    except (migrations.OldSchema, BadBaseModel, BadAdapter, ApiError, StorageUnavailable, server.CannotStart) as error:
         console.print(f"hone: {error}", style="red")
         sys.exit(1)
 
@@ -177,10 +178,15 @@ def _settings(data: Path | None, *, host: str | None = None, port: int | None = 
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        wrong = (f"HONE_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+        wrong = (": ".join([*_variable(fault["loc"]), fault["msg"]]) for fault in error.errors())
         raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
     configure_logging(settings.log_level)
     return settings
+
+
+def _variable(place: tuple[int | str, ...]) -> list[str]:
+    """The name of the setting at fault; none where several do not fit together."""
+    return [f"HONE_{str(place[0]).upper()}"] if place else []
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ from contextvars import ContextVar
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
-# Keys and bearer tokens, whoever's they are.
-_SECRET = re.compile(r"\b(sk-|hf_|Bearer\s+|whsec_)[A-Za-z0-9_\-./+=]{6,}")
+# Keys and bearer tokens, whoever's they are, and what makes a signed link work.
+_SECRET = re.compile(
+    r"\b(sk-|hf_|Bearer\s+|whsec_|X-Amz-(?:Signature|Credential|Security-Token)=)[A-Za-z0-9_\-./+=%]{6,}"
+)
 
 
 def redact(text: str) -> str:
@@ -27,5 +29,7 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore", "aiosqlite", "alembic", "python_multipart"):
+    # At level "debug", botocore would write down signatures and links.
+    noisy_ones = ("httpx", "httpcore", "aiosqlite", "alembic", "python_multipart", "boto3", "botocore", "urllib3")
+    for noisy in noisy_ones:
         logging.getLogger(noisy).setLevel("WARNING")

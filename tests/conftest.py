@@ -20,6 +20,7 @@ from app.main import create_app
 from app.resources import Resources, open_resources
 from app.settings import Settings
 from tests import factories
+from tests.servers import s3
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,18 @@ async def resources(tmp_path: Path, empty_database: Path) -> AsyncIterator[Resou
     shutil.copy(empty_database, settings.data / "hone.db")
     async with open_resources(settings) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[s3.MotoServer]:
+    with s3.moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3Server]:
+    with s3.rclone(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -3,9 +3,13 @@
 import logging
 import re
 import sys
+from collections import Counter
 from contextvars import ContextVar
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+# What must not happen, counted since the process started.
+tally: Counter[str] = Counter()
 
 # Keys and bearer tokens, whoever's they are, and what makes a signed link work.
 _SECRET = re.compile(

@@ -84,18 +84,18 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3Ser
 
 @pytest.fixture
 async def tenant(served: Served) -> AsyncIterator[Tenant]:
-    async with _tenant(served) as made:
+    async with tenant_of(served) as made:
         yield made
 
 
 @pytest.fixture
 async def other_tenant(served: Served) -> AsyncIterator[Tenant]:
-    async with _tenant(served) as made:
+    async with tenant_of(served) as made:
         yield made
 
 
 @asynccontextmanager
-async def _tenant(served: Served) -> AsyncIterator[Tenant]:
+async def tenant_of(served: Served) -> AsyncIterator[Tenant]:
     async with open_resources(served.settings) as opened:
         principal, key = await factories.project(opened)
         await factories.base_model(opened)

@@ -58,14 +58,14 @@ class S3Server:
         }
         return S3Options(**(values | changes))
 
-    def settings(self, bucket: str) -> dict[str, str]:
-        """The environment of a `hone` that keeps its objects here."""
+    def settings(self, bucket: str) -> dict[str, Any]:
+        """What is to be set, by the names of the settings, for objects to be kept here."""
         return {
-            "HONE_S3_BUCKET": bucket,
-            "HONE_S3_ENDPOINT_URL": self.url,
-            "HONE_S3_REGION": REGION,
-            "HONE_S3_ACCESS_KEY_ID": self.access_key_id,
-            "HONE_S3_SECRET_ACCESS_KEY": self.secret_access_key,
+            "s3_bucket": bucket,
+            "s3_endpoint_url": self.url,
+            "s3_region": REGION,
+            "s3_access_key_id": self.access_key_id,
+            "s3_secret_access_key": self.secret_access_key,
         }
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from app.resources import Resources
-from worker import sweeps, validator, workspace
+from worker import sweeps, tidying, validator, workspace
 from worker.bases import Bases
 from worker.keeper import Keeper
 from worker.presence import Presence
@@ -44,6 +44,7 @@ async def work(resources: Resources, draining: asyncio.Event) -> None:
             beside = [
                 background.create_task(keeper.run()),
                 background.create_task(sweeps.run(resources, presence)),
+                background.create_task(tidying.run(resources)),
             ]
             async with asyncio.TaskGroup() as working:
                 for slot in slots:

@@ -18,6 +18,7 @@ from app.db.models import Job, JobStatus
 from app.resources import Resources
 from app.services import base_models, job_states, leases
 from app.services.leases import Lease, LeaseLost
+from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import checkpoints, guarded, publish
 from worker.bases import Bases
 from worker.contract.errors import Blame, TrainError
@@ -42,6 +43,7 @@ from worker.supervisor import Trainer
 _log = logging.getLogger(__name__)
 _START_SECONDS = 120.0  # imports alone take ten on a busy machine, and tell of no progress
 _TRANSIENT_RETRY = timedelta(seconds=30)
+_NO_STORAGE = "The storage for files is not available; the job will be tried again in half a minute"
 
 
 class HoldsTrainer(Protocol):
@@ -94,6 +96,9 @@ class Runner:
             _log.info("job %s: no longer ours", job.id)
         except* TrainError as errors:
             await self._settle(_first_train_error(errors))
+        except* StorageUnavailable:
+            _log.warning("job %s: storage is not available", job.id, exc_info=True)
+            await self._settle(TrainError("storage_unavailable", _NO_STORAGE, blame=Blame.TRANSIENT))
         except* (SQLAlchemyError, OSError, ValueError):
             _log.exception("job %s: the run failed on this worker's side", job.id)
             await self._settle(Crash("The worker failed outside of training"))
@@ -145,7 +150,11 @@ class Runner:
             if facts := job.dataset.get(part):
                 path = self._directory / f"{part}.tokens"
                 tokens: dict[str, Any] = facts["tokens"]
-                await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
+                try:
+                    await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
+                except (ObjectMissing, ObjectCorrupt) as error:
+                    message = f"The job failed because its encoded {part} data is damaged in storage. Create it again."
+                    raise TrainError("checksum_mismatch", message, param=f"{part}_file") from error
                 staged[part] = str(path)
         resume = await checkpoints.restore(self._resources, job.id, self._directory)
         initial = await checkpoints.initial_adapter(self._resources, job, self._directory)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from app.resources import Resources
 from app.services import base_models, events, job_states, leases
 from app.services.leases import Lease, LeaseLost
 from app.storage import keys
-from app.storage.base import ObjectCorrupt, ObjectMissing
+from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import guarded, workspace
 from worker.bases import Bases
 from worker.contract.errors import Blame, TrainError
@@ -42,6 +42,7 @@ from worker.keeper import Keeper
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
+_TRANSIENT_RETRY = timedelta(seconds=15)
 _PARTS = ("training", "validation")
 
 
@@ -93,6 +94,9 @@ async def _validate_until(
         _log.info("job %s: no longer ours", job.id)
     except TrainError as error:
         await _settle(resources, lease, error)
+    except StorageUnavailable:
+        _log.warning("job %s: storage is not available; its files are checked when it is", job.id, exc_info=True)
+        await _settle(resources, lease, TrainError("storage_unavailable", "", blame=Blame.TRANSIENT))
     except (SQLAlchemyError, OSError, ValueError) as error:
         _log.exception("job %s: the files could not be checked", job.id)
         crash = TrainError("internal_error", "The worker failed while checking the files", blame=Blame.INTERNAL)
@@ -262,6 +266,9 @@ async def _record_end(
     error: TrainError | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
 ) -> None:
     if error is None:
+        leases.release(session, job)
+    elif error.blame == Blame.TRANSIENT:
+        job.not_before_at = now + _TRANSIENT_RETRY
         leases.release(session, job)
     elif error.blame == Blame.USER:
         job.error = {"code": error.code, "message": error.message, "param": error.param}

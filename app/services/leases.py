@@ -1,6 +1,6 @@
 """Who works on a job. A lease is an owner, an expiry and a fence; a write under a lost lease changes nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -153,6 +153,12 @@ async def held_by(session: AsyncSession, worker_id: str) -> list[Job]:
     """The jobs that a worker holds, locked."""
     query = select(Job).where(Job.lease_owner.startswith(f"{worker_id}/", autoescape=True)).with_for_update()
     return list(await session.scalars(query))
+
+
+async def fences(session: AsyncSession, job_ids: Collection[str]) -> dict[str, int]:
+    """The fences of those of the jobs that somebody works on."""
+    query = select(Job.id, Job.fence).where(Job.id.in_(job_ids), Job.lease_owner.is_not(None))
+    return {job_id: fence for job_id, fence in await session.execute(query)}  # noqa: C416 - rows are not pairs
 
 
 def _any_of(held: Iterable[Lease]):

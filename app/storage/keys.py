@@ -25,6 +25,10 @@ def job_object(job_id: str, fence: int, name: str) -> str:
     return f"jobs/{job_id}/{fence}/{name}"
 
 
+# Everything below these is named by a row, or belongs to nobody: see `app.services.orphans`.
+SWEPT = ("files/", "imports/", "jobs/", "trials/")
+
+
 def trial() -> str:
     """An object that is only there to see whether storage works."""
     return f"trials/{secrets.token_hex(8)}"

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, IncompleteRead
 from urllib3.exceptions import TimeoutError as StalledError
 
 from app.storage import verified
@@ -87,7 +87,12 @@ class S3Storage:
         await verified.save(self._chunks(key, 0, None), path, key=key, sha256=sha256)
 
     async def read(self, key: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        async for chunk in self._chunks(key, start, end):
+        chunks = self._chunks(key, start, end)
+        if start == 0 and end is None:
+            answer = await self._in_thread(self.call, "head_object", Key=self.name(key))
+            if sha256 := answer["Metadata"].get("sha256"):
+                chunks = verified.checked(chunks, key=key, sha256=sha256)
+        async for chunk in chunks:
             yield chunk
 
     async def stat(self, key: str) -> ObjectInfo:
@@ -170,14 +175,17 @@ class S3Storage:
                 return
             body, etag = answer["Body"], answer["ETag"]
             raw = body.__enter__()  # boto3's own wrapper cannot read what has arrived without waiting for more
+            left = answer["ContentLength"]
             call: Future[bytes] | None = None
             try:
                 while True:
                     call = self._calls.submit(read_paced, raw, CHUNK_BYTES, self._seconds)
                     chunk = await asyncio.wrap_future(call)
+                    start, left = start + len(chunk), left - len(chunk)
                     if not chunk:
+                        if left > 0:  # boto3 has this checked by nobody
+                            raise IncompleteRead(0, left)
                         return
-                    start += len(chunk)
                     yield chunk
             except (BotoCoreError, HTTPError, OSError) as error:
                 reopenings -= 1
@@ -220,15 +228,14 @@ class _Put:
             if size <= PART_BYTES:
                 self._storage.send_part(self._next(file), self._is_stopped, "put_object", **target, **described)
             else:
-                self._put_parts(file, size, target, described)
+                upload = self._storage.call("create_multipart_upload", **target, **described)
+                self._put_parts(file, size, {**target, "UploadId": upload["UploadId"]})
         if self._digest.hexdigest() != sha256:
             self._storage.call("delete_object", **target)
             raise OSError(f"the source of {self._key} changed while it was put into storage")
         return StoredObject(self._key, size, sha256)
 
-    def _put_parts(self, file: BinaryIO, size: int, target: dict[str, str], described: dict[str, Any]) -> None:
-        upload = self._storage.call("create_multipart_upload", **target, **described)
-        named = {**target, "UploadId": upload["UploadId"]}
+    def _put_parts(self, file: BinaryIO, size: int, named: dict[str, str]) -> None:
         sent: list[Future[Any]] = []
         try:
             for content in self._parts(file, size):
@@ -238,7 +245,7 @@ class _Put:
                 sent.append(self._storage.submit_part(content, self._is_stopped, "upload_part", **named, **number))
             parts = [{"PartNumber": number, "ETag": part.result()["ETag"]} for number, part in enumerate(sent, 1)]
             self._raise_if_stopped()
-            self._storage.call("complete_multipart_upload", **named, MultipartUpload={"Parts": parts})
+            self._complete(named, parts, size)
         except BaseException:
             self.stopped.set()
             for part in sent:
@@ -247,6 +254,17 @@ class _Put:
             with suppress(StorageUnavailable, ObjectMissing):  # the sweep finds it
                 self._storage.call("abort_multipart_upload", **named)
             raise
+
+    def _complete(self, named: dict[str, str], parts: list[dict[str, Any]], size: int) -> None:
+        """A completion whose answer is lost has happened, and to ask again is an error: then look."""
+        try:
+            self._storage.call("complete_multipart_upload", **named, MultipartUpload={"Parts": parts})
+        except (StorageUnavailable, ObjectMissing) as error:
+            with suppress(ObjectMissing):
+                found = self._storage.call("head_object", Key=named["Key"])
+                if (found["ContentLength"], found["Metadata"].get("sha256")) == (size, self._digest.hexdigest()):
+                    return
+            raise StorageUnavailable(f"the parts of {self._key} could not be put together") from error
 
     def _parts(self, file: BinaryIO, size: int) -> Iterator[bytes]:
         part_bytes = max(PART_BYTES, -(-size // _MOST_PARTS))

@@ -45,6 +45,10 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
                 return _corrupted(_s3(environ, start_response))
             case "break":
                 return _broken(_s3(environ, start_response), environ["werkzeug.socket"], fault["after_bytes"])
+            case "mute" if fault["unless"] not in line:
+                b"".join(_s3(environ, start_response))
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+                return []
             case "delay":
                 time.sleep(fault["seconds"])
     return _s3(environ, start_response)

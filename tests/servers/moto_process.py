@@ -1,10 +1,11 @@
 """moto's S3 in a process of its own, with faults to order; it keeps everything in memory.
 
 `python -m tests.servers.moto_process` prints its port and serves until its standard input ends. Faults are ordered
-by POST /-/faults with a list of them as JSON; each applies to the requests whose line contains `request`.
+by POST /-/faults with a list of them as JSON; each applies to the requests in whose line its pattern is found.
 """
 
 import json
+import re
 import socket
 import sys
 import threading
@@ -31,7 +32,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
         start_response("200 OK", [("Content-Type", "application/json")])
         return [json.dumps(_requests).encode()]
     _requests.append(line)
-    for fault in [fault for fault in _faults if fault["request"] in line]:
+    for fault in [fault for fault in _faults if re.search(fault["request"], line)]:
         match fault["kind"]:
             case "error":
                 start_response("500 Internal Server Error", [("Content-Type", "application/xml")])

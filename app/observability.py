@@ -17,8 +17,12 @@ _SECRET = re.compile(
 )
 
 
+# The password of a URL, of a database or any other.
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)\S+@")
+
+
 def redact(text: str) -> str:
-    return _SECRET.sub(r"\1[redacted]", text)
+    return _PASSWORD.sub(r"\1[redacted]@", _SECRET.sub(r"\1[redacted]", text))
 
 
 class _Formatter(logging.Formatter):
@@ -33,6 +37,7 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("arq").setLevel("ERROR")  # it tells of every wake, and of each that came too late
     # At level "debug", botocore would write down signatures and links.
     noisy_ones = ("httpx", "httpcore", "aiosqlite", "alembic", "python_multipart", "boto3", "botocore", "urllib3")
     for noisy in noisy_ones:

@@ -8,6 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 Example = tuple[list[int], list[float]]  # token ids, and their weights in the loss
+Pair = tuple[list[int], Example, Example]  # a prompt, the chosen and the rejected answer
+
+EOS = 1  # the last token of each answer of a pair
 
 # Backbone and head: 23.6M + 4.2M; 9.4M + 12.3M; 2.9M + 38.9M (tied).
 PRESETS: dict[str, PreTrainedConfig] = {
@@ -65,13 +68,48 @@ def build_preset(name: str, directory: Path, *, dtype: torch.dtype = torch.float
 
 
 def lognormal_examples(
-    count: int, *, vocab_size: int, seed: int = 0, mean: float = 200, sigma: float = 1.0, longest: int = 1024
+    count: int,
+    *,
+    vocab_size: int,
+    seed: int = 0,
+    mean: float = 200,
+    sigma: float = 1.0,
+    longest: int = 1024,
+    system_prompt: int = 0,
 ) -> list[Example]:
-    """Random tokens with log-normal lengths, cut at `longest`; the second half of each example is trained."""
+    """Random tokens with log-normal lengths, cut at `longest`; the second half of each example is trained.
+
+    With `system_prompt`, all examples begin with the same that many tokens, which count towards `longest` alone.
+    """
     source = random.Random(seed)
+    common = [source.randrange(vocab_size) for _ in range(system_prompt)]
     examples = []
     for _ in range(count):
-        length = max(16, min(longest, round(source.lognormvariate(math.log(mean) - sigma**2 / 2, sigma))))
+        length = _lognormal_length(source, mean, sigma, longest - system_prompt)
         tokens = [source.randrange(vocab_size) for _ in range(length)]
-        examples.append((tokens, [0.0] * (length // 2) + [1.0] * (length - length // 2)))
+        untrained = system_prompt + length // 2
+        examples.append(([*common, *tokens], [0.0] * untrained + [1.0] * (length - length // 2)))
     return examples
+
+
+def lognormal_pairs(
+    count: int, *, vocab_size: int, seed: int = 0, mean: float = 200, sigma: float = 1.0, longest: int = 1024
+) -> list[Pair]:
+    """Pairs of random tokens; the prompt's and each answer's lengths are log-normal, all tokens of an answer trained.
+
+    A prompt and an answer are cut at half of `longest`.
+    """
+    source = random.Random(seed)
+
+    def tokens() -> list[int]:
+        return [source.randrange(2, vocab_size) for _ in range(_lognormal_length(source, mean, sigma, longest // 2))]
+
+    def answer() -> Example:
+        given = [*tokens()[:-1], EOS]
+        return given, [1.0] * len(given)
+
+    return [(tokens(), answer(), answer()) for _ in range(count)]
+
+
+def _lognormal_length(source: random.Random, mean: float, sigma: float, longest: int) -> int:
+    return max(16, min(longest, round(source.lognormvariate(math.log(mean) - sigma**2 / 2, sigma))))

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.presets import Example
 from tests.engine.trainer_process import TrainerProcess
 from worker.contract.events import Event, Failed, Start, Tick
 from worker.contract.spec import BaseModelRef, LoraSettings, OptimizerSettings, TrainSpec
-from worker.data import token_file
+from worker.data import pair_file, token_file
+
+OPTIMIZER = OptimizerSettings(learning_rate=2e-4, schedule="constant")
 
 
 def spec(name: str, **changes: Any) -> TrainSpec:
@@ -30,11 +31,12 @@ def spec(name: str, **changes: Any) -> TrainSpec:
     return TrainSpec(**{**settings, **changes})
 
 
-def start(directory: Path, base: Path, train_spec: TrainSpec, examples: list[Example], *, run: str = "run") -> Start:
-    """A start whose files lie under `directory`."""
+def start(directory: Path, base: Path, train_spec: TrainSpec, examples: Sequence[Any], *, run: str = "run") -> Start:
+    """A start whose files lie under `directory`; the examples are pairs where the spec's method takes pairs."""
     work_directory = directory / run
     work_directory.mkdir(parents=True)
-    token_file.write(work_directory / "training", examples)
+    write = pair_file.write if train_spec.method == "dpo" else token_file.write
+    write(work_directory / "training", examples)
     return Start(
         run=run,
         spec=train_spec,
@@ -73,16 +75,16 @@ def watch(given: Start) -> Watched:
     with idle_trainer() as trainer:
         pid = trainer.process.pid
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # forget the peak of the imports
-        idle = _status_bytes(pid, "VmRSS")
+        idle = status_bytes(pid, "VmRSS")
         trainer.send(given)
         events = [event for event in trainer.events() if not isinstance(event, Tick)]
         last = events[-1]
         if isinstance(last, Failed):
             raise SystemExit(f"the run failed: {last.message}")
-        return Watched(events, idle, _status_bytes(pid, "VmHWM"))
+        return Watched(events, idle, status_bytes(pid, "VmHWM"))
 
 
-def _status_bytes(pid: int, name: str) -> int:
+def status_bytes(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import orphans
 from app.storage import keys
@@ -25,7 +26,7 @@ async def run(resources: Resources) -> None:
         await asyncio.sleep(_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - so that workers rarely meet
         try:
             await once(resources, older_than=age)
-        except (SQLAlchemyError, OSError):
+        except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("storage could not be tidied; it is tried again in an hour", exc_info=True)
 
 

@@ -1,4 +1,4 @@
-"""The only ways to begin a query: by project, by lease (app.services.leases), or on a server table.
+"""The only ways to begin a query: by project, by lease (app.services.leases and scheduling), or on a server table.
 
 `tests/unit/test_query_doors.py` finds any other.
 """
@@ -44,6 +44,15 @@ def of_job(model: type[RowOfJob], job_id: str) -> Select[RowOfJob]:
 def naming(column: ColumnElement[str] | InstrumentedAttribute[str], keys: Collection[str]) -> Select[str]:
     """Those of the storage keys that the column names, in whatever project: for sweeps, which show nobody a row."""
     return select(column).where(column.in_(keys))
+
+
+async def alone(session: AsyncSession, purpose: str) -> None:
+    """Until the end of its transaction this session is the only one for the purpose: others wait here.
+
+    For what is looked for and then made, where there is no row yet to lock. SQLite has one writer anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(purpose, 0))))
 
 
 async def database_now(session: AsyncSession) -> datetime:

@@ -7,9 +7,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from app.settings import Settings
 from tests import factories
 from tests.api import test_node_client as node
+from tests.backends import Backends
 from tests.conftest import Served, Tenant, serve, tenant_of
 from tests.servers.relay import Relay, relaying
 from tests.servers.s3 import S3Server
@@ -61,11 +61,13 @@ def relay(rclone_server: S3Server) -> Iterator[Relay]:
 
 
 @pytest.fixture(scope="module")
-def served_from_s3(rclone_server: S3Server, relay: Relay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served_from_s3(
+    backends: Backends, rclone_server: S3Server, relay: Relay, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """A server whose clients reach the bucket, through the relay."""
-    options = rclone_server.settings(rclone_server.new_bucket())
-    settings = Settings(data_directory=tmp_path_factory.mktemp("s3"), s3_public_url=relay.url, **options)
-    yield from serve(settings)
+    site = backends.new(tmp_path_factory.mktemp("s3") / "data")
+    objects = rclone_server.settings(rclone_server.new_bucket())
+    yield from serve(site.settings(s3_public_url=relay.url, **objects))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from app.db import migrations
 from app.resources import open_resources
 from app.settings import Settings
 from tests import factories
+from tests.backends import Backends, Site
 from tests.conftest import Served, serve
 from tests.e2e.processes import BASE, Installation, Process, create_job, messages, metrics, wait_for, wait_for_end
 from tests.servers.s3 import MotoServer
@@ -36,9 +38,9 @@ def bucket(moto_server: MotoServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def served_on_s3(moto_server: MotoServer, bucket: str, tmp_path: Path) -> Iterator[Served]:
+def served_on_s3(on_s3: Site) -> Iterator[Served]:
     """The API with its objects in moto, which it gives up after two seconds."""
-    yield from serve(Settings(data_directory=tmp_path / "data", s3_timeout_seconds=2, **moto_server.settings(bucket)))
+    yield from serve(on_s3.settings(s3_timeout_seconds=2))
 
 
 @pytest.fixture
@@ -49,25 +51,21 @@ async def client(served_on_s3: Served) -> AsyncOpenAI:
 
 
 @pytest.fixture
-def installation(moto_server: MotoServer, bucket: str, tmp_path: Path) -> Installation:
-    made = Installation(tmp_path / "data", environment(moto_server, bucket))
-    migrations.upgrade(Settings(data_directory=made.data).resolved_database_url)
-    return made
+def on_s3(moto_server: MotoServer, bucket: str, site: Site) -> Site:
+    return replace(site, places={**site.places, **moto_server.settings(bucket)})
 
 
 @pytest.fixture(scope="module")
-def working(moto_server: MotoServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def working(backends: Backends, moto_server: MotoServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A server that trains, with its objects in moto."""
     directory = tmp_path_factory.mktemp("working")
-    installation = Installation(directory / "data", environment(moto_server, moto_server.new_bucket()))
+    site = backends.new(directory / "data")
+    installation = Installation.at(replace(site, places=site.places | moto_server.settings(moto_server.new_bucket())))
     added = installation.hone("models", "add", BASE, "--source", str(build_tiny_base(directory / "base")))
     assert added.returncode == 0, added.stdout + added.stderr
     with installation.serving() as process:
         yield process
-
-
-def environment(server: MotoServer, bucket: str) -> dict[str, str]:
-    return {f"HONE_{name.upper()}": value for name, value in server.settings(bucket).items()}
+    backends.discard(site)
 
 
 @pytest.mark.parametrize("kind", ["error", "refuse"])
@@ -164,7 +162,8 @@ def test_f21_the_disk_is_full(tmp_path: Path) -> None:
         assert client.files.content(small.id).content == b"x" * 1000
 
 
-def test_f8_the_api_is_killed_in_an_upload(installation: Installation, moto_server: MotoServer, bucket: str) -> None:
+def test_f8_the_api_is_killed_in_an_upload(on_s3: Site, moto_server: MotoServer, bucket: str) -> None:
+    installation = Installation.at(on_s3)
     with installation.serving("--api-only") as first:
         moto_server.order({"request": "partNumber=3", "kind": "delay", "seconds": 5})
         sending = threading.Thread(target=_send, args=(first.client(),), daemon=True)
@@ -179,13 +178,13 @@ def test_f8_the_api_is_killed_in_an_upload(installation: Installation, moto_serv
         assert second.client().files.list().data == []
         assert list((installation.data / "uploads").iterdir()) == []
         sent = second.client().files.create(file=("large.bin", LARGE), purpose="user_data")
-        asyncio.run(_tidy(installation))
+        asyncio.run(_tidy(on_s3))
         assert moto_server.unfinished(bucket) == []
         assert moto_server.keys(bucket) == [f"files/{sent.id}"]
 
 
-def test_a_missing_bucket_is_told_in_a_sentence(moto_server: MotoServer, tmp_path: Path) -> None:
-    installation = Installation(tmp_path / "data", environment(moto_server, "bucket-none"))
+def test_a_missing_bucket_is_told_in_a_sentence(on_s3: Site, moto_server: MotoServer) -> None:
+    installation = Installation.at(replace(on_s3, places={**on_s3.places, "s3_bucket": "bucket-none"}))
     for command in (["serve", "--port", "0"], ["doctor"]):
         refused = installation.hone(*command)
         assert refused.returncode == 1
@@ -199,17 +198,8 @@ def _send(client: OpenAI) -> None:
         client.files.create(file=("large.bin", LARGE), purpose="user_data")
 
 
-def _settings(installation: Installation) -> Settings:
-    values = {
-        name.removeprefix("HONE_").lower(): value
-        for name, value in installation.settings.items()
-        if name.startswith("HONE_S3_")
-    }
-    return Settings(data_directory=installation.data, **values)  # pyright: ignore[reportArgumentType]
-
-
-async def _tidy(installation: Installation) -> None:
-    async with open_resources(_settings(installation)) as resources:
+async def _tidy(site: Site) -> None:
+    async with open_resources(site.settings()) as resources:
         await tidying.once(resources, older_than=EVERYTHING)
 
 

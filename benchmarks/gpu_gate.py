@@ -95,16 +95,15 @@ def nf4_agrees(device: Device) -> None:
     there = nf4.Nf4Linear.of(linear.to(device)).weight.float().cpu()
     error = ((there - on_cpu).norm() / on_cpu.norm()).item()
     assert error < 0.01, f"unpacked weights are off by {error:.3g}"
-    found, wanted = (
-        gpu_small.train(where, dtype, quantization="nf4") for where, dtype in ((device, "bfloat16"), (_CPU, "float32"))
-    )
+    found = gpu_small.train(device, "bfloat16", quantization="nf4")
+    wanted = gpu_small.train(_CPU, "float32", quantization="nf4")
     _same_losses(found, wanted, 0.02)
 
 
 def checkpointing_agrees(device: Device) -> None:
     """Activations computed again give what was kept, dropout included."""
     twice, kept = (gpu_small.train(device, "bfloat16", lora=_DROPOUT, checkpointing=on) for on in (True, False))
-    _same_losses(twice, kept, 0 if device == "cpu" else 1e-4)
+    _same_losses(twice, kept, 0 if device == "cpu" else 1e-3)
 
 
 def resume_agrees(device: Device) -> None:
@@ -127,23 +126,23 @@ def out_of_memory_is_survived(device: Device) -> None:
         raise NotHere("a limit on the CPU's memory would end the process")
     settings: dict[str, Any] = {"batch_size": 64, "max_sequence_tokens": 2048, "data": _long_examples(128)}
     tokens = 1 << 17
-    gpu_small.base(device, "bfloat16")
+    gpu_small.base(device, "float32")
     memory.free()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()
-    gpu_small.train(device, "bfloat16", token_budget=tokens, **settings)
+    gpu_small.train(device, "float32", token_budget=tokens, **settings)
     taken = torch.cuda.max_memory_reserved() - before
     memory.free()
     total = torch.cuda.get_device_properties(0).total_memory
     try:
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.7 * taken) / total)
-        events = gpu_small.train(device, "bfloat16", token_budget=tokens, **settings)
+        events = gpu_small.train(device, "float32", token_budget=tokens, **settings)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     budgets = [event.execution.token_budget for event in events if isinstance(event, Adjusted)]
     assert budgets, "nothing ran out of memory"
     assert budgets[0] == tokens // 2, budgets
-    _same_losses(events, gpu_small.train(device, "bfloat16", token_budget=budgets[-1], **settings), 1e-4)
+    _same_losses(events, gpu_small.train(device, "float32", token_budget=budgets[-1], **settings), 1e-5)
 
 
 def memory_is_predicted(device: Device) -> None:

@@ -10,10 +10,8 @@ import torch
 from transformers import LlamaConfig, PreTrainedModel
 
 from benchmarks import presets, runs
-from benchmarks.presets import Example
 from worker.contract.events import Event, Step
 from worker.contract.spec import Execution
-from worker.data import pair_file
 from worker.engine import base_model, execution, run
 from worker.engine.execution import Device, Dtype
 
@@ -42,7 +40,7 @@ def train(
     dtype: Dtype,
     *,
     directory: Path | None = None,
-    data: Sequence[Example] | None = None,
+    data: Sequence[Any] | None = None,
     token_budget: int = 160,
     checkpointing: bool = False,
     resume: str | None = None,
@@ -61,14 +59,14 @@ def train(
         num_threads=torch.get_num_threads(),
         gradient_checkpointing=checkpointing,
     )
-    return carry_out(model, spec, chosen, data or _examples(), directory=directory, resume=resume)
+    return carry_out(model, spec, chosen, data or _examples(spec.method), directory=directory, resume=resume)
 
 
 def carry_out(
     model: PreTrainedModel,
     spec: Any,
     chosen: Execution,
-    data: Sequence[Example],
+    data: Sequence[Any],
     *,
     directory: Path | None = None,
     resume: str | None = None,
@@ -79,9 +77,6 @@ def carry_out(
         root = Path(scratch) if directory is None else directory
         model.config.save_pretrained(root / "base")
         start = runs.start(root, root / "base", spec, list(data)).model_copy(update={"resume_directory": resume})
-        if spec.method == "dpo":
-            pairs = presets.lognormal_pairs(len(data), vocab_size=VOCAB_SIZE, mean=24, sigma=0.6, longest=80)
-            pair_file.write(start.training_data, pairs)
         run.carry_out(start, model, chosen, emit=events.append, stop_request=lambda: None)
     return events
 
@@ -90,5 +85,7 @@ def steps(events: list[Event]) -> list[Step]:
     return [event for event in events if isinstance(event, Step)]
 
 
-def _examples() -> list[Example]:
+def _examples(method: str) -> Sequence[Any]:
+    if method == "dpo":
+        return presets.lognormal_pairs(24, vocab_size=VOCAB_SIZE, mean=24, sigma=0.6, longest=80)
     return presets.lognormal_examples(24, vocab_size=VOCAB_SIZE, mean=40, sigma=0.6, longest=100)

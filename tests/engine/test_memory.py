@@ -46,7 +46,7 @@ def choose(monkeypatch: pytest.MonkeyPatch, free: int, **changes: Any) -> Execut
 
 def test_activations_are_kept_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     roomy = choose(monkeypatch, 300 * GIB, max_sequence_tokens=2048)
-    assert (roomy.token_budget, roomy.gradient_checkpointing) == (16384, False)
+    assert (roomy.token_budget, roomy.gradient_checkpointing, roomy.share_prefixes) == (16384, False, True)
     less = choose(monkeypatch, 139 * GIB, max_sequence_tokens=2048)
     assert (less.token_budget, less.gradient_checkpointing) == (8192, False)
     tight = choose(monkeypatch, 40 * GIB)

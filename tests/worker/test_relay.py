@@ -129,8 +129,9 @@ async def test_the_newest_whole_checkpoint_is_restored(resources: Resources, tmp
     assert restored is not None
     assert (restored / "state" / "weights").read_bytes() == bytes([2]) * 100
 
-    damaged = resources.settings.data / "objects" / "jobs" / job_id / "1" / "checkpoints" / "2" / "state.zip"
-    damaged.write_bytes(damaged.read_bytes()[:-10])
+    damaged = f"jobs/{job_id}/1/checkpoints/2/state.zip"
+    whole = b"".join([chunk async for chunk in resources.storage.read(damaged)])
+    await factories.stored(resources, damaged, whole[:-10])
     shutil.rmtree(restored)
     restored = await checkpoints.restore(resources, job_id, tmp_path)
     assert restored is not None

@@ -4,6 +4,10 @@ import random
 
 import pytest
 
+from tests.e2e.fixtures import install, server, template, undisturbed
+
+__all__ = ["install", "server", "template", "undisturbed"]
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "instant" in metafunc.fixturenames:

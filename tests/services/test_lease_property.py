@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.auth import Principal
 from app.db import migrations
 from app.db.models import TERMINAL, Event, Job, JobStatus
 from app.db.queries import database_now
@@ -27,7 +28,7 @@ from app.services.leases import Lease, LeaseLost
 from app.settings import Settings
 from tests import factories
 
-WORKERS = ["worker-a", "worker-b", "worker-c"]
+WORKERS = ["worker-a", "worker-b"]
 MAX_CRASHES = 3
 ENDINGS = ("done", "The job has been cancelled", "The job was stopped after")
 Result = TypeVar("Result")
@@ -72,13 +73,16 @@ class Leases(RuleBasedStateMachine):
         return self.runner.run(run())
 
     @initialize()
-    def projects(self) -> None:
-        async def make():
+    def begin(self) -> None:
+        async def make() -> list[Principal]:
             await factories.base_model(self.resources)
             return [(await factories.project(self.resources))[0] for _ in range(2)]
 
         self.principals = self.runner.run(make())
+        self.create(0, JobStatus.QUEUED, 0, True)
+        self.create(1, JobStatus.QUEUED, 1, False)
 
+    @precondition(lambda self: self.num_waiting() < 3)
     @rule(
         project=st.integers(0, 1),
         status=st.sampled_from([JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.QUEUED]),
@@ -89,7 +93,7 @@ class Leases(RuleBasedStateMachine):
         columns = {"status": status, "priority": priority, "is_preemptible": is_preemptible}
         self.runner.run(factories.job(self.resources, self.principals[project], **columns))
 
-    @rule(worker=st.sampled_from(WORKERS), status=st.sampled_from([JobStatus.VALIDATING_FILES, JobStatus.QUEUED]))
+    @rule(worker=st.sampled_from(WORKERS), status=st.sampled_from([JobStatus.QUEUED, JobStatus.VALIDATING_FILES]))
     def claim(self, worker: str, status: JobStatus) -> None:
         free = {job.id for job in self.rows() if job.status == status and job.id not in self.held}
         claimed = self.write(
@@ -256,6 +260,9 @@ class Leases(RuleBasedStateMachine):
             assert [event.sequence for event in mine] == list(range(1, job.event_sequence + 1))
             assert sum(event.message.startswith(ENDINGS) for event in mine) == (job.status in TERMINAL)
 
+    def num_waiting(self) -> int:
+        return sum(job.lease_owner is None and job.status not in TERMINAL for job in self.rows())
+
     def rows(self) -> list[Job]:
         async def read() -> list[Job]:
             async with self.resources.read() as session:
@@ -281,9 +288,8 @@ class Leases(RuleBasedStateMachine):
 TestLeases = Leases.TestCase
 TestLeases.settings = settings(
     max_examples=25,
-    stateful_step_count=30,
+    stateful_step_count=40,
     derandomize=True,
     deadline=None,
     database=None,
-    suppress_health_check=list(HealthCheck),
 )

@@ -6,6 +6,7 @@ Shapes: L tokens of one example, V vocabulary.
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
+from peft.tuners.lora import Linear
 from transformers import PreTrainedModel
 
 from worker.contract.spec import LoraSettings
@@ -28,7 +29,16 @@ def attach(model: PreTrainedModel, lora: LoraSettings = LORA) -> PeftModel:
                 parameter.copy_(noise)
             elif "magnitude" in name:
                 parameter.mul_(1 + noise)
+    if model.config._attn_implementation == "eager":
+        _compute_as_peft_does(adapter)
     return adapter
+
+
+def _compute_as_peft_does(adapter: PeftModel) -> None:
+    """The reference takes nothing from us: neither attention nor the product of LoRA layers."""
+    for layer in adapter.modules():
+        if isinstance(layer, Linear):
+            layer.__dict__.pop("forward", None)
 
 
 def gradients(adapter: PeftModel, total_weight: float) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from worker.contract.errors import TrainError
 from worker.contract.spec import LoraSettings
+from worker.engine import lora_product
 from worker.engine.seeds import derive
 
 
@@ -39,6 +40,7 @@ def attach(model: PreTrainedModel, lora: LoraSettings, *, seed: int) -> PeftMode
         adapter = get_peft_model(model, config)
     assert isinstance(adapter, PeftModel)
     reset(adapter, seed=seed)
+    lora_product.fuse(adapter)
     return adapter
 
 

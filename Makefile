@@ -40,6 +40,10 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks.memory_model
 	$(BIN)/python -m benchmarks.qlora_vs_lora --dtype float32
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset v32k
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset deep --packing
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset deep --shared-system-prompt 200
+	$(BIN)/python -m benchmarks.dpo_vs_trl --preset deep
 
 openapi: setup
 	$(BIN)/python -m app.openapi

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo serve test check format bench openapi clean
+.PHONY: setup demo serve test faults check format bench openapi clean
 
 setup: .venv/.complete
 
@@ -21,8 +21,14 @@ demo: setup
 serve: setup
 	$(BIN)/hone serve
 
+# On the embedded backends, then on PostgreSQL where it is installed.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.legs
+
+# Each fault at N instants, drawn from a seed; CI strikes once.
+N ?= 20
+faults: setup
+	$(BIN)/python -m pytest --backends=production --faults=$(N) tests/faults
 
 # Exactly what CI runs; ends with the tests.
 check: setup

@@ -1,5 +1,6 @@
 """`hone doctor`: what this machine has and lacks, in plain words."""
 
+import asyncio
 import importlib.util
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from app.db import migrations
 from app.db.models import BaseModel
-from app.resources import open_resources
+from app.resources import open_queue, open_resources
 from app.services import base_models
 from app.settings import Settings
 from worker.data import base_model_source
@@ -34,8 +35,9 @@ class Finding:
 
 async def examine(settings: Settings) -> list[Finding]:
     findings = [_python(), *_torch(), _disk(settings)]
-    schema = _schema(settings)
+    schema = await asyncio.to_thread(_schema, settings)
     findings.append(schema)
+    findings.append(await _queue(settings))
     if schema.advice is None:
         async with open_resources(settings) as resources, resources.read() as session:
             findings.extend(_bases(await base_models.search(session)))
@@ -82,9 +84,18 @@ def _disk(settings: Settings) -> Finding:
 def _schema(settings: Settings) -> Finding:
     try:
         migrations.require_current(settings.resolved_database_url)
-    except migrations.OldSchema as error:
+    except (migrations.OldSchema, migrations.NoDatabase) as error:
         return Finding("Database", "not ready", str(error))
     return Finding("Database", "up to date")
+
+
+async def _queue(settings: Settings) -> Finding:
+    if settings.redis_url is None:
+        return Finding("Queue", "within each process; processes find each other's work once a second")
+    async with open_queue(settings) as queue:
+        problem = await queue.problem()
+    advice = "Jobs begin up to a second later without it. Look at HONE_REDIS_URL and at the Redis server."
+    return Finding("Queue", f"Redis: {problem}", advice) if problem else Finding("Queue", "Redis answers")
 
 
 def _bases(registered) -> Iterator[Finding]:

@@ -11,8 +11,12 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _SECRET = re.compile(r"\b(sk-|hf_|Bearer\s+|whsec_)[A-Za-z0-9_\-./+=]{6,}")
 
 
+# The password of a URL, of a database or any other.
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)\S+@")
+
+
 def redact(text: str) -> str:
-    return _SECRET.sub(r"\1[redacted]", text)
+    return _PASSWORD.sub(r"\1[redacted]@", _SECRET.sub(r"\1[redacted]", text))
 
 
 class _Formatter(logging.Formatter):
@@ -27,5 +31,6 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.getLogger("arq").setLevel("ERROR")  # it tells of every wake, and of each that came too late
     for noisy in ("httpx", "httpcore", "aiosqlite", "alembic", "python_multipart"):
         logging.getLogger(noisy).setLevel("WARNING")

@@ -57,8 +57,24 @@ async def _quietly(what: str, action: Awaitable[None]) -> None:
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = Database(settings.resolved_database_url)
+    database = Database(
+        settings.resolved_database_url,
+        timeout_seconds=settings.database_timeout_seconds,
+        max_connections=settings.database_connections,
+    )
     try:
-        yield Resources(settings, database, LocalStorage(settings.data / "objects"), MemoryQueue())
+        async with open_queue(settings) as queue:
+            yield Resources(settings, database, LocalStorage(settings.data / "objects"), queue)
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
+    if settings.redis_url is None:
+        yield MemoryQueue()
+        return
+    from app.queue.redis import RedisQueue  # here, so that who does without Redis need not load its client
+
+    async with RedisQueue(settings.redis_url) as queue:
+        yield queue

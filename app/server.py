@@ -48,20 +48,21 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
             console.print(f"Hone serves {url}/v1 (stop with Ctrl-C)")
             console.print(f"Try it:  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=<your key>")
             if with_worker:
-                await _stop_others_when_over(_worker(resources, draining), draining)
-            else:
-                await draining.wait()
+                await _stop_others_at_a_fault(_worker(resources, draining), draining)
+            await draining.wait()  # a worker that was asked to drain is done before; the API goes on
             api.should_exit = True
             await answering
     return 0
 
 
 async def work(settings: Settings, console: Console) -> int:
-    """Work until SIGINT or SIGTERM."""
-    _require_training_libraries()
+    """Work until SIGINT, SIGTERM or `hone workers drain`."""
+    if not settings.cpu_only:
+        _require_training_libraries()
     async with open_resources(settings) as resources:
         draining = _draining_at_signals(console)
-        console.print(f"Hone works on {settings.data} (stop with Ctrl-C)")
+        what = "without a slot: it checks files and sweeps" if settings.cpu_only else f"in the pool {settings.pool}"
+        console.print(f"Hone works on {settings.data} {what} (stop with Ctrl-C)")
         await _worker(resources, draining)
     return 0
 
@@ -111,11 +112,20 @@ async def _worker(resources: Resources, draining: asyncio.Event) -> None:
 
 
 async def _stop_others_when_over(part: Awaitable[None], draining: asyncio.Event) -> None:
-    """The API and the worker stand and fall together."""
+    """Without the API the worker has nothing to do here."""
     try:
         await part
     finally:
         draining.set()
+
+
+async def _stop_others_at_a_fault(part: Awaitable[None], draining: asyncio.Event) -> None:
+    """The API does not outlive a worker that has failed."""
+    try:
+        await part
+    except BaseException:
+        draining.set()
+        raise
 
 
 def _draining_at_signals(console: Console) -> asyncio.Event:

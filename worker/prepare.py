@@ -1,6 +1,6 @@
 """The short-lived child that checks data files and turns them into token files: no GPU, no secret, no torch.
 
-    python -m worker.prepare REQUEST
+    python -m worker.prepare REQUEST [PARENT_PID]
 
 REQUEST is the path of a JSON PrepareRequest, or `fd:N` for an inherited descriptor to read it from.
 The token files come first and `report.json` last, so a report means that the work is done. Without one
@@ -8,10 +8,8 @@ the child died of its limits (SIGXCPU, SIGKILL, an abort), or the base directory
 with 1 and a traceback on stderr. A refused data file is a report like any other.
 """
 
-import ctypes
 import os
 import resource
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
+from worker.child import die_with_parent
 from worker.contract.formats import (
     ChatRow,
     CompletionRow,
@@ -49,17 +48,16 @@ MIN_TRAINING_EXAMPLES = 10
 BATCH_ROWS = 256
 BATCH_BYTES = 4 << 20
 MAX_THREADS = 4
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ENDING_FAULTS = (Fault.FILE, Fault.METHOD)  # all lines after this one would be refused alike
 Row = SupervisedRow | PreferenceRow
 FORMAT_NAMES = {True: "prompt/completion pairs", False: "chat messages"}
 
 
 def main(arguments: list[str]) -> int:
-    source = arguments[0]
+    source, *parent = arguments
+    die_with_parent(int(parent[0]) if parent else None)
     raw = os.fdopen(int(source[3:]), "rb").read() if source.startswith("fd:") else Path(source).read_bytes()
     request = PrepareRequest.model_validate_json(raw)
-    _die_with_parent()
     limit_process(request.process)
     report = run_prepare(request)
     path = Path(request.output_directory) / REPORT_NAME
@@ -97,20 +95,15 @@ def limit_process(limits: ProcessLimits) -> None:
     """Bind this process to the limits for good; no core dumps, and few threads for the tokenizer."""
     # Each thread reserves address space, of which a machine with many cores would use up the limit.
     os.environ.setdefault("RAYON_NUM_THREADS", str(min(MAX_THREADS, os.cpu_count() or 1)))
-    for kind, wanted in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_CPU, limits.cpu_seconds),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
+    for kind, wanted, grace in (
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_AS, limits.memory_bytes, 0),
+        (resource.RLIMIT_CPU, limits.cpu_seconds, 1),  # at the hard limit it would be SIGKILL, which tells nothing
+        (resource.RLIMIT_FSIZE, limits.file_bytes, 0),
     ):
         _, hard = resource.getrlimit(kind)
-        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(kind, (value, value))
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        most = wanted + grace if hard == resource.RLIM_INFINITY else min(wanted + grace, hard)
+        resource.setrlimit(kind, (min(wanted, most), most))
 
 
 @dataclass

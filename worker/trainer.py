@@ -7,18 +7,18 @@ stream, or when the parent dies, the trainer kills its process group.
 """
 
 import argparse
-import ctypes
+import gc
 import importlib
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worker.child import die_with_parent, kill_group
 from worker.contract.errors import Blame, TrainError
 from worker.contract.events import MAX_LINE_BYTES, Event, Failed, Finished, Ready, Start, Stop, Stopped, Tick, commands
 from worker.contract.spec import Execution
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker.trainer")
 
-_PR_SET_PDEATHSIG = 1
 _MAX_MESSAGE_CHARACTERS = 4000
 
 
 def main() -> None:
-    die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("--command-fd", type=int, required=True)
     parser.add_argument("--event-fd", type=int, required=True)
+    parser.add_argument("--parent-pid", type=int)
     arguments = parser.parse_args()
+    die_with_parent(arguments.parent_pid)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     logging.getLogger("worker").setLevel(logging.INFO)
     # The reader comes first: imports take seconds, and the parent may go in that time.
@@ -48,23 +48,6 @@ def main() -> None:
     inbox.start()
     trainer = Trainer(inbox, EventWriter(arguments.event_fd).emit)
     trainer.serve()
-
-
-def die_with_parent() -> None:
-    """Ask Linux for SIGKILL at the parent's death; the command stream's end is the other sign of it."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request was made
-        kill_group()
-
-
-def kill_group() -> None:
-    """End this process and its children at once. Without a group of our own, only this process."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Commands(threading.Thread):
@@ -130,6 +113,8 @@ class Trainer:
         os.environ["HF_HUB_OFFLINE"] = "1"
         # Threads that wait for each other by spinning took two to three times as long on a shared machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Packs differ in length: memory that can grow in place does not break into pieces that fit none of them.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         import torch
 
         _import_peft()
@@ -138,6 +123,7 @@ class Trainer:
         torch.use_deterministic_algorithms(not torch.cuda.is_available())
         # Deterministic mode would also fill every new tensor; we read none that we have not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        gc.freeze()  # what was imported is there to stay: each collection would look through it for a quarter second
         self._emit(Ready(device=execution.available_device()))
         while True:
             self._take(self._inbox.starts.get())
@@ -217,6 +203,10 @@ def _import_peft() -> None:
     sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType] (Python's mark of a module not to be found)
     try:
         importlib.import_module("peft")
+        # It asks again when the first adapter is attached, and then imports it; the first answer is kept.
+        availability = importlib.import_module("peft.import_utils")
+        availability.is_bnb_available()
+        availability.is_bnb_4bit_available()
     finally:
         del sys.modules["bitsandbytes"]
 

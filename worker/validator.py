@@ -3,10 +3,7 @@
 import asyncio
 import json
 import logging
-import os
 import shutil
-import signal
-import sys
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -18,18 +15,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import BaseModel, File, Job, JobStatus
 from app.db.queries import of_project
+from app.errors import Unavailable
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
-from app.services import base_models, events, job_states, leases
+from app.services import base_models, events, job_states, leases, workers
 from app.services.leases import Lease, LeaseLost
 from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing
 from worker import guarded, workspace
-from worker.bases import Bases
+from worker.bases import Bases, BaseUnavailable
 from worker.contract.errors import Blame, TrainError
 from worker.contract.extension import Extension
 from worker.contract.prepare import (
-    REPORT_NAME,
     DataLimits,
     FileReport,
     PrepareReport,
@@ -39,6 +36,7 @@ from worker.contract.prepare import (
 from worker.contract.spec import BaseModelRef, TrainSpec
 from worker.data import auto, base_layers
 from worker.keeper import Keeper
+from worker.preparer import Preparer
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
@@ -49,24 +47,35 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
     """Validate one job after another until the worker drains."""
     waiter = resources.queue.waiter(VALIDATION_POOL)
     ttl = resources.settings.lease_seconds
+    worker_id, _, _ = owner.partition("/")
+    preparer = Preparer(workspace.of_worker(resources.settings, worker_id) / "prepare.log")
     try:
         while not draining.is_set():
+            with suppress(OSError):
+                await preparer.be_ready()
             claimed = None
             try:
                 async with resources.write() as session:
                     claimed = await leases.claim(
-                        session, owner=owner, status=JobStatus.VALIDATING_FILES, ttl_seconds=ttl
+                        session,
+                        owner=owner,
+                        status=JobStatus.VALIDATING_FILES,
+                        ttl_seconds=ttl,
+                        excluded_bases=bases.unavailable,
                     )
-            except (SQLAlchemyError, OSError):
+            except (Unavailable, SQLAlchemyError, OSError):
                 _log.warning("the database does not answer; files are checked when it does", exc_info=True)
             if claimed is None:
                 await waiter.wait(_LOOK_SECONDS)
                 continue
             lease, job = claimed
-            with keeper.keep(lease) as revoked:
-                await _validate_until(resources, lease, job, bases=bases, revoked=revoked, draining=draining)
+            with keeper.keep(lease) as hold:
+                await _validate_until(
+                    resources, lease, job, bases=bases, preparer=preparer, revoked=hold.revoked, draining=draining
+                )
     finally:
         waiter.close()
+        await preparer.close()
 
 
 async def _validate_until(
@@ -75,11 +84,12 @@ async def _validate_until(
     job: Job,
     *,
     bases: Bases,
+    preparer: Preparer,
     revoked: asyncio.Event,
     draining: asyncio.Event,
 ) -> None:
     """Validate, but stop at once when the job is cancelled or the worker drains. Never raises for one job."""
-    work = asyncio.create_task(_validate(resources, lease, job, bases))
+    work = asyncio.create_task(_validate(resources, lease, job, bases, preparer))
     signals = [asyncio.create_task(revoked.wait()), asyncio.create_task(draining.wait())]
     await asyncio.wait([work, *signals], return_when=asyncio.FIRST_COMPLETED)
     for task in (work, *signals):
@@ -87,11 +97,11 @@ async def _validate_until(
     await asyncio.gather(*signals, return_exceptions=True)
     try:
         await work
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Unavailable):  # an outage is not the job's fault: it is validated anew
         await _settle(resources, lease, None)
     except LeaseLost:
         _log.info("job %s: no longer ours", job.id)
-    except TrainError as error:
+    except (TrainError, BaseUnavailable) as error:
         await _settle(resources, lease, error)
     except (SQLAlchemyError, OSError, ValueError) as error:
         _log.exception("job %s: the files could not be checked", job.id)
@@ -100,7 +110,7 @@ async def _validate_until(
         await _settle(resources, lease, crash)
 
 
-async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) -> None:
+async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases, preparer: Preparer) -> None:
     directory = workspace.of_lease(resources.settings, lease)
     directory.mkdir(mode=0o700)
     try:
@@ -127,7 +137,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) 
                 cpu_seconds=max(1, int(resources.settings.validation_timeout_seconds)),
             ),
         )
-        report = await _prepare_in_child(request, directory, resources.settings.validation_timeout_seconds)
+        report = await preparer.prepare(request, resources.settings.validation_timeout_seconds)
         if report.error is not None:
             raise TrainError(report.error.code, report.error.message, param=report.error.param)
         dataset = {
@@ -136,7 +146,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) 
             if facts is not None
         }
         spec = _resolve(job, base, report, extension, max_sequence_tokens)
-        await guarded.write(resources, lease, partial(_accept, spec, dataset))
+        await guarded.write(resources, lease, partial(_accept, spec, dataset, resources.settings.lease_seconds))
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -161,40 +171,6 @@ async def _stage(resources: Resources, job: Job, directory: Path) -> dict[str, F
     return found
 
 
-async def _prepare_in_child(request: PrepareRequest, directory: Path, timeout_seconds: float) -> PrepareReport:
-    """Run the child under its limits and a deadline. Raises TrainError when it leaves no report."""
-    question = directory / "request.json"
-    question.write_text(request.model_dump_json(), encoding="utf-8")
-    with (directory / "prepare.log").open("wb") as log:
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker.prepare", str(question)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ},
-            start_new_session=True,
-        )
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            code = await child.wait()
-    except TimeoutError as error:
-        message = f"The files could not be checked within {timeout_seconds:g} seconds."
-        raise TrainError("invalid_training_file", message, param="training_file") from error
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        await child.wait()
-    report = directory / REPORT_NAME
-    if report.exists():
-        return PrepareReport.model_validate_json(report.read_bytes())
-    tail = (directory / "prepare.log").read_text(encoding="utf-8", errors="replace")[-4000:]
-    _log.error("checking files ended with code %d and no report:\n%s", code, tail)
-    if code == -signal.SIGXCPU or "MemoryError" in tail:
-        message = "The files could not be checked within this server's limits of time and memory for it."
-        raise TrainError("invalid_training_file", message, param="training_file")
-    raise TrainError("internal_error", "The check of the files ended unexpectedly", blame=Blame.INTERNAL)
-
-
 async def _store_tokens(
     resources: Resources, lease: Lease, report: FileReport, part: str, source: File
 ) -> dict[str, Any]:
@@ -210,7 +186,9 @@ async def _store_tokens(
     }
 
 
-async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSession, job: Job, now: datetime) -> None:
+async def _accept(
+    spec: TrainSpec, dataset: dict[str, Any], ttl: float, session: AsyncSession, job: Job, now: datetime
+) -> None:
     job.spec = json.loads(spec.model_dump_json())
     job.dataset = dataset
     job.hyperparameters = {
@@ -223,6 +201,9 @@ async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSessio
         for warning in _warnings(part, counts, spec):
             events.add(session, job, warning, now=now, level="warn")
     job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
+    if not await workers.can_train(session, job.pool, silent_seconds=ttl):
+        message = f"No worker of the pool '{job.pool}' is running; the job waits for one"
+        events.add(session, job, message, now=now, level="warn")
     job.crashes = 0
     leases.release(session, job)
 
@@ -253,16 +234,18 @@ def _warnings(part: str, counts: dict[str, Any], spec: TrainSpec) -> list[str]:
     return found
 
 
-async def _settle(resources: Resources, lease: Lease, error: TrainError | None) -> None:
+async def _settle(resources: Resources, lease: Lease, error: TrainError | BaseUnavailable | None) -> None:
     with suppress(LeaseLost):
         await guarded.write(resources, lease, partial(_record_end, error, resources.settings.max_crashes))
 
 
 async def _record_end(
-    error: TrainError | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
+    error: TrainError | BaseUnavailable | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
 ) -> None:
     if error is None:
         leases.release(session, job)
+    elif isinstance(error, BaseUnavailable):
+        leases.leave_to_others(session, job, reason=str(error), now=now)
     elif error.blame == Blame.USER:
         job.error = {"code": error.code, "message": error.message, "param": error.param}
         job_states.move(session, job, JobStatus.FAILED, message=error.message, now=now, level="error")

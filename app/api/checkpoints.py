@@ -46,11 +46,11 @@ async def download_checkpoint_adapter(
     checkpoint_id: str,
     request: Request,
     principal: Caller,
-    session: ReadSession,
     resources: Opened,
 ) -> StreamingResponse:
     """The adapter at a checkpoint, as a zip archive of a standard PEFT directory."""
-    found = await checkpoints.get(session, principal, job_id=fine_tuning_job_id, checkpoint_id=checkpoint_id)
+    async with resources.read() as session:  # closed before storage is waited for
+        found = await checkpoints.get(session, principal, job_id=fine_tuning_job_id, checkpoint_id=checkpoint_id)
     name = f"{found.job_id}-step-{found.step}-adapter.zip"
     download = downloads.Download(found.adapter_key, found.adapter_bytes, found.adapter_sha256, name)
     return await downloads.respond(request, resources.storage, download)
@@ -58,10 +58,11 @@ async def download_checkpoint_adapter(
 
 @router.get("/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
 async def download_adapter(
-    fine_tuning_job_id: str, request: Request, principal: Caller, session: ReadSession, resources: Opened
+    fine_tuning_job_id: str, request: Request, principal: Caller, resources: Opened
 ) -> StreamingResponse:
     """The adapter that a job made, as a zip archive of a standard PEFT directory."""
-    model = await models.of_job(session, principal, job_id=fine_tuning_job_id)
+    async with resources.read() as session:
+        model = await models.of_job(session, principal, job_id=fine_tuning_job_id)
     name = f"{model.job_id}-adapter.zip"
     download = downloads.Download(model.adapter_key, model.adapter_bytes, model.adapter_sha256, name)
     return await downloads.respond(request, resources.storage, download)

@@ -8,8 +8,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from app.errors import ApiError, InvalidRequest, NotFound, TooLarge, Unavailable
@@ -42,8 +40,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    for lost in (OperationalError, InterfaceError, PoolTimeout, ConnectionError):
-        app.add_exception_handler(lost, _on_lost_database)
     app.add_exception_handler(OSError, _on_os_error)
 
 
@@ -89,11 +85,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         refusal = InvalidRequest("We could not parse the body of your request.", headers=headers)
     refusal.status = error.status_code
     return respond(refusal)
-
-
-async def _on_lost_database(_request: Request, error: Exception) -> Response:
-    _log.warning("the database is not available", exc_info=error)
-    return respond(Unavailable("The database is not available at the moment. Please try again."))
 
 
 async def _on_os_error(_request: Request, error: Exception) -> Response:

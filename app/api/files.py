@@ -78,11 +78,10 @@ async def delete_file(file_id: str, principal: Caller, session: WriteSession) ->
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses={**downloads.RESPONSES})
-async def download_file(
-    file_id: str, request: Request, principal: Caller, session: ReadSession, resources: Opened
-) -> StreamingResponse:
+async def download_file(file_id: str, request: Request, principal: Caller, resources: Opened) -> StreamingResponse:
     """The bytes as they were uploaded. A single `Range` is honoured."""
-    file = await files.get(session, principal, file_id=file_id)
+    async with resources.read() as session:  # closed before storage is waited for
+        file = await files.get(session, principal, file_id=file_id)
     download = downloads.Download(file.storage_key, file.bytes, file.sha256, file.filename)
     return await downloads.respond(request, resources.storage, download)
 

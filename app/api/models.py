@@ -25,10 +25,11 @@ async def list_models(principal: Caller, session: ReadSession) -> ModelList:
 # Before the next one, which would take the end of the path for a part of the name.
 @router.get("/{model:path}/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
 async def download_model_adapter(
-    model: str, request: Request, principal: Caller, session: ReadSession, resources: Opened
+    model: str, request: Request, principal: Caller, resources: Opened
 ) -> StreamingResponse:
     """The adapter of a fine-tuned model or a checkpoint, as a zip archive of a standard PEFT directory."""
-    found = await models.adapter(session, principal, model_id=model)
+    async with resources.read() as session:  # closed before storage is waited for
+        found = await models.adapter(session, principal, model_id=model)
     download = downloads.Download(found.key, found.bytes, found.sha256, f"{_filename(found.model)}-adapter.zip")
     return await downloads.respond(request, resources.storage, download)
 

@@ -1,4 +1,4 @@
-"""The only ways to begin a query: by project, by lease (app.services.leases), or on a server table.
+"""The only ways to begin a query: by project, by lease (app.services.leases and scheduling), or on a server table.
 
 `tests/unit/test_query_doors.py` finds any other.
 """
@@ -37,6 +37,15 @@ def of_project(model: type[TenantRow], project_id: str) -> Select[TenantRow]:
 def of_job(model: type[RowOfJob], job_id: str) -> Select[RowOfJob]:
     """A worker's rows of the job that it holds a lease on."""
     return select(model).where(model.job_id == job_id)
+
+
+async def alone(session: AsyncSession, purpose: str) -> None:
+    """Until the end of its transaction this session is the only one for the purpose: others wait here.
+
+    For what is looked for and then made, where there is no row yet to lock. SQLite has one writer anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(purpose, 0))))
 
 
 async def database_now(session: AsyncSession) -> datetime:

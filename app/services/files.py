@@ -76,8 +76,9 @@ async def create(
     return file
 
 
-async def get(session: AsyncSession, principal: Principal, *, file_id: str) -> File:
-    file = await lookup.find(session, scoped(File, principal), File.id, file_id)
+async def get(session: AsyncSession, principal: Principal, *, file_id: str, lock: bool = False) -> File:
+    query = scoped(File, principal)
+    file = await lookup.find(session, query.with_for_update() if lock else query, File.id, file_id)
     if file is None:
         raise NotFound(f"No such File object: {lookup.shown(file_id)}", param="id")
     return file
@@ -107,7 +108,7 @@ async def search(
 
 
 async def delete(session: AsyncSession, principal: Principal, *, file_id: str) -> File:
-    file = await get(session, principal, file_id=file_id)
+    file = await get(session, principal, file_id=file_id, lock=True)
     await session.delete(file)
     await objects.let_go(session, project_id=principal.project_id, storage_key=file.storage_key)
     return file

@@ -1,9 +1,9 @@
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.backends import Backends, Site
 from tests.e2e.processes import BASE, Installation, Process, create_job, metrics, wait_for_end
 from tests.tiny import build_tiny_base
 
@@ -11,33 +11,34 @@ EPOCHS = 8  # 96 steps: long enough to be struck in the middle, short enough to 
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated data directory with one base model, which tests copy."""
-    installation = Installation(tmp_path_factory.mktemp("template") / "data")
-    base = build_tiny_base(installation.data.parent / "base")
-    added = installation.hone("models", "add", BASE, "--source", str(base))
+def template(backends: Backends, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """An installation with one base model, which tests copy; the model lies beside its data directory."""
+    made = backends.new(tmp_path_factory.mktemp("template") / "data")
+    base = build_tiny_base(made.data.parent / "base")
+    added = Installation.at(made).hone("models", "add", BASE, "--source", str(base))
     assert added.returncode == 0, added.stdout + added.stderr
-    return installation.data
+    return made
 
 
 @pytest.fixture
-def install(template: Path, tmp_path: Path) -> Callable[..., Installation]:
+def install(backends: Backends, template: Site, tmp_path: Path) -> Iterator[Callable[..., Installation]]:
     """Makes an installation of the test's own; keyword arguments are settings."""
+    made: list[Site] = []
 
     def make(**settings: str) -> Installation:
-        data = tmp_path / "data"
-        shutil.copytree(template, data)
-        return Installation(data, {f"HONE_{name.upper()}": value for name, value in settings.items()})
+        made.append(backends.copy(template, tmp_path / "data"))
+        return Installation.at(made[-1], **settings)
 
-    return make
+    yield make
+    for one in made:
+        backends.discard(one)
 
 
 @pytest.fixture(scope="session")
-def server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def server(backends: Backends, template: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """One server for the tests that do it no harm."""
-    data = tmp_path_factory.mktemp("server") / "data"
-    shutil.copytree(template, data)
-    with Installation(data).serving() as process:
+    made = backends.copy(template, tmp_path_factory.mktemp("server") / "data")
+    with Installation.at(made).serving() as process:
         yield process
 
 

@@ -16,6 +16,8 @@ import httpx
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
+from tests.backends import Site
+
 KEY = "sk-hone-e2e-0123456789abcdef"
 BASE = "tiny-llama"
 TERMINAL = {"succeeded", "failed", "cancelled"}
@@ -28,6 +30,10 @@ class Installation:
 
     data: Path
     settings: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, site: Site, **settings: str) -> "Installation":
+        return cls(site.data, site.environment | {f"HONE_{name.upper()}": value for name, value in settings.items()})
 
     @property
     def environment(self) -> dict[str, str]:

@@ -5,10 +5,10 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 from openai import OpenAI
 
+from tests.backends import Site
 from tests.e2e.conftest import EPOCHS
 from tests.e2e.processes import (
     Installation,
@@ -185,8 +185,8 @@ def test_cancelling_while_the_base_is_loaded(install: Install) -> None:
         assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
 
 
-def test_an_old_schema_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    installation = Installation(tmp_path / "data")
+def test_an_old_schema_is_refused_with_a_sentence(unmigrated_site: Site) -> None:
+    installation = Installation.at(unmigrated_site)
     for command in (["worker"], ["serve", "--api-only", "--port", "0"]):
         refused = installation.hone(*command)
         assert refused.returncode == 1

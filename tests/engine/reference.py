@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from worker.contract.spec import LoraSettings
 from worker.data.token_file import TokenFile
 from worker.engine import adapters, batches, sft
+from worker.engine.narrow_lora import NarrowLinear
 from worker.engine.packing import pack
 from worker.engine.sft import Sums
 
@@ -37,8 +38,8 @@ def attach(model: PreTrainedModel, lora: LoraSettings = LORA) -> PeftModel:
 def _compute_as_peft_does(adapter: PeftModel) -> None:
     """The reference takes nothing from us: neither attention nor the product of LoRA layers."""
     for layer in adapter.modules():
-        if isinstance(layer, Linear):
-            layer.__dict__.pop("forward", None)
+        if isinstance(layer, NarrowLinear):
+            layer.__class__ = Linear
 
 
 def gradients(adapter: PeftModel, total_weight: float) -> dict[str, torch.Tensor]:

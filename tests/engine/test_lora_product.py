@@ -1,4 +1,4 @@
-"""The fused product of LoRA layers: PEFT's numbers, and PEFT's own code wherever more than plain LoRA is asked."""
+"""LoRA layers beside a base of the adapter's own dtype: PEFT's numbers, dropout and all."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tests.engine import reference
 from tests.tiny import Family
 from worker.contract.spec import LoraSettings
-from worker.engine import adapters
+from worker.engine.narrow_lora import NarrowLinear
 
 
 def layer_of(adapter: PeftModel) -> Linear:
@@ -31,29 +31,20 @@ def product(forward: Callable[[torch.Tensor], torch.Tensor], layer: Linear) -> l
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # qwen2's layers have biases
 def test_it_gives_pefts_output_and_gradients(load_base: Callable[[Family], PreTrainedModel], family: Family) -> None:
     layer = layer_of(reference.attach(load_base(family), LoraSettings(rank=4, alpha=6))).double()
-    assert "forward" in vars(layer)
+    assert isinstance(layer, NarrowLinear)
     expected = product(lambda x: Linear.forward(layer, x), layer)
     for value, other in zip(product(layer, layer), expected, strict=True):
         torch.testing.assert_close(value, other, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("lora", [LoraSettings(dropout=0.5), LoraSettings(dora=True)], ids=["dropout", "dora"])
-def test_more_than_plain_lora_is_pefts_own(load_base: Callable[[Family], PreTrainedModel], lora: LoraSettings) -> None:
-    layer = layer_of(reference.attach(load_base("llama"), lora)).train()
-    x = torch.randn(1, 5, layer.in_features)
-    torch.manual_seed(4)
-    found = layer(x)
-    torch.manual_seed(4)
-    assert torch.equal(found, Linear.forward(layer, x))
-    assert not torch.equal(found, layer.base_layer(x))
+def test_dropout_is_pefts_own(load_base: Callable[[Family], PreTrainedModel]) -> None:
+    layer = layer_of(reference.attach(load_base("llama"), LoraSettings(rank=4, dropout=0.5))).train().double()
 
+    def drawn(forward: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        torch.manual_seed(4)
+        return product(forward, layer)
 
-def test_it_is_gone_where_the_adapter_is_off_or_detached(load_base: Callable[[Family], PreTrainedModel]) -> None:
-    model = load_base("llama")
-    adapter = reference.attach(model)
-    layer = layer_of(adapter)
-    x = torch.randn(1, 5, layer.in_features)
-    with adapter.disable_adapter():
-        assert torch.equal(layer(x), layer.base_layer(x))
-    adapters.detach(adapter)
-    assert not any("forward" in vars(module) for module in model.modules() if isinstance(module, torch.nn.Linear))
+    expected = drawn(lambda x: Linear.forward(layer, x))
+    for value, other in zip(drawn(layer), expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=0, atol=1e-12)
+    assert not torch.equal(expected[0], product(layer, layer)[0])

@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from transformers import AttentionInterface
 
 from worker.contract.errors import TrainError
+from worker.engine import flash
 from worker.engine.documents import Documents
 from worker.engine.prefix_attention import prefix_attention
 from worker.engine.softcap import softcapped_attention
@@ -63,8 +64,9 @@ def packed_attention(
     documents.layers_served.add(int(getattr(module, "layer_idx", -1)))
     if softcap is not None:
         return _softcapped(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, softcap, dropout), None
-    if query_BATE.is_cuda and query_BATE.dtype in (torch.bfloat16, torch.float16) and dropout == 0:
-        return _varlen(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window), None
+    kernel = flash.kernel_for(query_BATE, value_BKTE) if dropout == 0 else None
+    if kernel is not None:
+        return _flash(kernel, query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window), None
     if _is_of_prefixes(query_BATE, documents, sliding_window) and dropout == 0:
         return prefix_attention(query_BATE, key_BKTE, value_BKTE, documents, scaling).transpose(1, 2), None
     return _each_document(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, dropout), None
@@ -124,7 +126,8 @@ def _softcapped(
     return torch.cat(outs).unsqueeze(0)
 
 
-def _varlen(
+def _flash(
+    kernel: flash.Kernel,
     query_BATE: torch.Tensor,
     key_BKTE: torch.Tensor,
     value_BKTE: torch.Tensor,
@@ -132,13 +135,11 @@ def _varlen(
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     key_SKE, value_SKE = key_BKTE[0].transpose(0, 1), value_BKTE[0].transpose(0, 1)
     if documents.shared is not None:
         key_SKE, value_SKE = (_gathered(given, documents.shared.keys_S) for given in (key_SKE, value_SKE))
     keys_seen = documents.shared or documents
-    out_TAE = varlen_attn(
+    return kernel(
         query_BATE[0].transpose(0, 1),
         key_SKE,
         value_SKE,
@@ -147,13 +148,8 @@ def _varlen(
         documents.longest,
         keys_seen.longest,
         scale=scaling,
-        # Causal is a window that ends at the token itself; the window's size counts the token too. Where
-        # there are more keys than queries, flash attention lets the last of both meet.
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=query_BATE.shape[1] != key_BKTE.shape[1],
-    )
-    assert isinstance(out_TAE, torch.Tensor)
-    return out_TAE.unsqueeze(0)
+        window=sliding_window,
+    ).unsqueeze(0)
 
 
 def _gathered(given_TKE: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ from itertools import groupby, pairwise
 
 import torch
 
+from worker.engine.transfer import onto
+
 Span = tuple[int, int]  # tokens of the row, from the first to before the last
 
 
@@ -71,7 +73,7 @@ def documents_of(
     """`prefixes` names for each document the one that it continues, which continues none itself."""
     lengths = [end - start for start, end in pairwise(bounds)]
     shared = None if prefixes is None else _shared_prefixes(bounds, prefixes, device)
-    return Documents(bounds, torch.tensor(bounds, dtype=torch.int32, device=device), max(lengths), shared)
+    return Documents(bounds, onto(device, torch.tensor(bounds, dtype=torch.int32)), max(lengths), shared)
 
 
 def _shared_prefixes(bounds: tuple[int, ...], prefixes: Sequence[int | None], device: torch.device) -> SharedPrefixes:
@@ -85,8 +87,8 @@ def _shared_prefixes(bounds: tuple[int, ...], prefixes: Sequence[int | None], de
     return SharedPrefixes(
         spans=spans,
         runs=_runs(bounds, prefixes),
-        keys_S=torch.tensor(keys, device=device),
-        offsets_D1=torch.tensor(offsets, dtype=torch.int32, device=device),
+        keys_S=onto(device, torch.tensor(keys)),
+        offsets_D1=onto(device, torch.tensor(offsets, dtype=torch.int32)),
         longest=max(end - start for start, end in pairwise(offsets)),
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from app import adapter_import, server
 from app import doctor as health
@@ -21,6 +21,7 @@ from app.resources import open_resources
 from app.schemas.admin import WorkerList
 from app.services import base_models, keys, workers
 from app.settings import Settings
+from app.storage.base import StorageUnavailable
 from worker.data import base_model_source
 from worker.data.adapter_source import BadAdapter
 from worker.data.base_model_source import BadBaseModel
@@ -48,6 +49,7 @@ def main() -> None:
         BadBaseModel,
         BadAdapter,
         ApiError,
+        StorageUnavailable,
         server.CannotStart,
     ) as error:
         console.print(f"hone: {error}", style="red")
@@ -199,7 +201,8 @@ def list_workers(
     if as_json:
         console.print_json(WorkerList(data=[admin.read_worker(worker) for worker in found]).model_dump_json())
         return
-    table = Table("id", "host", "pid", "pool", "state", "heartbeat", "slot", "device", "base", "job", box=None)
+    names = ("id", "host", "pid", "pool", "state", "heartbeat", "slot", "device", "base", "job")
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
     for worker in (admin.read_worker(seen) for seen in found):
         silent = f"{max(0, int(time.time()) - worker.heartbeat_at)} s ago"
         who = [worker.id, worker.hostname, str(worker.pid), worker.pool, worker.state, silent]
@@ -209,7 +212,7 @@ def list_workers(
             who = [""] * len(who)
         for base, reason in worker.unavailable_bases.items():
             table.add_row("", f"cannot get {base}: {reason}")
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else 200)  # a script reads whole ids
 
 
 @workers_group.command("drain")
@@ -251,10 +254,15 @@ def _settings(data: Path | None, **options: str | int | None) -> Settings:
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        wrong = (f"HONE_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+        wrong = (": ".join([*_variable(fault["loc"]), fault["msg"]]) for fault in error.errors())
         raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
     configure_logging(settings.log_level)
     return settings
+
+
+def _variable(place: tuple[int | str, ...]) -> list[str]:
+    """The name of the setting at fault; none where several do not fit together."""
+    return [f"HONE_{str(place[0]).upper()}"] if place else []
 
 
 if __name__ == "__main__":

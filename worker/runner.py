@@ -20,6 +20,7 @@ from app.errors import Unavailable
 from app.resources import Resources
 from app.services import base_models, job_states, leases
 from app.services.leases import LeaseLost
+from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import checkpoints, guarded, publish
 from worker.bases import Bases, BaseUnavailable
 from worker.contract.errors import Blame, TrainError
@@ -44,6 +45,7 @@ from worker.supervisor import START_SECONDS, Trainer
 
 _log = logging.getLogger(__name__)
 _TRANSIENT_RETRY = timedelta(seconds=30)
+_NO_STORAGE = "The storage for files is not available; the job will be tried again in half a minute"
 _INTERRUPTED = "Fine-tuning job interrupted because its worker is stopping; it will be resumed"
 _PREEMPTED = "Fine-tuning job preempted by a job of higher priority; it will be resumed"
 _Raised = TypeVar("_Raised", bound=Exception)
@@ -113,6 +115,9 @@ class Runner:
         except* Unavailable:
             message = "The database did not answer; the job will be tried again"
             await self._settle(TrainError("unavailable", message, blame=Blame.TRANSIENT))
+        except* StorageUnavailable:
+            _log.warning("job %s: storage is not available", job.id, exc_info=True)
+            await self._settle(TrainError("storage_unavailable", _NO_STORAGE, blame=Blame.TRANSIENT))
         except* (SQLAlchemyError, OSError, ValueError):
             _log.exception("job %s: the run failed on this worker's side", job.id)
             await self._settle(Crash("The worker failed outside of training"))
@@ -167,7 +172,11 @@ class Runner:
             if facts := job.dataset.get(part):
                 path = self._directory / f"{part}.tokens"
                 tokens: dict[str, Any] = facts["tokens"]
-                await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
+                try:
+                    await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
+                except (ObjectMissing, ObjectCorrupt) as error:
+                    message = f"The job failed because its encoded {part} data is damaged in storage. Create it again."
+                    raise TrainError("checksum_mismatch", message, param=f"{part}_file") from error
                 staged[part] = str(path)
         resume = await checkpoints.restore(self._resources, job.id, self._directory)
         initial = await checkpoints.initial_adapter(self._resources, job, self._directory)

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from app.resources import Resources
 from app.services import base_models, events, job_states, leases, workers
 from app.services.leases import Lease, LeaseLost
 from app.storage import keys
-from app.storage.base import ObjectCorrupt, ObjectMissing
+from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import guarded, workspace
 from worker.bases import Bases, BaseUnavailable
 from worker.contract.errors import Blame, TrainError
@@ -40,6 +40,7 @@ from worker.preparer import Preparer
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
+_TRANSIENT_RETRY = timedelta(seconds=15)
 _PARTS = ("training", "validation")
 
 
@@ -103,6 +104,9 @@ async def _validate_until(
         _log.info("job %s: no longer ours", job.id)
     except (TrainError, BaseUnavailable) as error:
         await _settle(resources, lease, error)
+    except StorageUnavailable:
+        _log.warning("job %s: storage is not available; its files are checked when it is", job.id, exc_info=True)
+        await _settle(resources, lease, TrainError("storage_unavailable", "", blame=Blame.TRANSIENT))
     except (SQLAlchemyError, OSError, ValueError) as error:
         _log.exception("job %s: the files could not be checked", job.id)
         crash = TrainError("internal_error", "The worker failed while checking the files", blame=Blame.INTERNAL)
@@ -246,6 +250,9 @@ async def _record_end(
         leases.release(session, job)
     elif isinstance(error, BaseUnavailable):
         leases.leave_to_others(session, job, reason=str(error), now=now)
+    elif error.blame == Blame.TRANSIENT:
+        job.not_before_at = now + _TRANSIENT_RETRY
+        leases.release(session, job)
     elif error.blame == Blame.USER:
         job.error = {"code": error.code, "message": error.message, "param": error.param}
         job_states.move(session, job, JobStatus.FAILED, message=error.message, now=now, level="error")

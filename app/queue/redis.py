@@ -32,6 +32,7 @@ _ASK_SECONDS = 1.0
 _LOOK_SECONDS = 0.1  # costs under a hundredth of a core, where a slot waits
 _WAKE_SECONDS = 10.0  # a wake that nobody took by then is no news: slots look each second by themselves
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 5.0
+_LAST_WORDS_SECONDS = 0.3
 _MOST_UNSENT = 100
 _FAILURES = (RedisError, OSError)
 
@@ -113,6 +114,8 @@ class RedisQueue:
             try:
                 await listener.main()
             finally:
+                if listener.tasks:  # arq shields the end of a job, which would go on with a client that is closed
+                    await asyncio.wait(listener.tasks.values(), timeout=_LAST_WORDS_SECONDS)
                 await _end({*listener.tasks.values()})
 
 
@@ -179,7 +182,7 @@ async def _end(tasks: set[asyncio.Task[Any]]) -> None:
     while tasks:
         for task in tasks:
             task.cancel()
-        ended, tasks = await asyncio.wait(tasks, timeout=0.1)
+        ended, tasks = await asyncio.wait(tasks, timeout=2 * _LAST_WORDS_SECONDS)
         for task in ended:
             if not task.cancelled():
                 task.exception()  # taken note of: nobody is there any more to whom it would matter

@@ -46,6 +46,10 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks.memory_model
 	$(BIN)/python -m benchmarks.qlora_vs_lora --dtype float32
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset v32k
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset deep --packing
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset deep --shared-system-prompt 200
+	$(BIN)/python -m benchmarks.dpo_vs_trl --preset deep
 
 # On a machine with a GPU: is it right, how fast is it, and beside whom (docs/performance.md).
 gpu: setup

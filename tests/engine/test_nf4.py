@@ -84,9 +84,13 @@ def test_gradients_equal_those_of_a_plain_layer() -> None:
     torch.testing.assert_close(found_TI, x_TI.grad, rtol=1e-6, atol=1e-6)
 
 
-def test_a_run_equals_lora_on_the_dequantized_base(
-    llama: PreTrainedModel, llama_directory: Path, tmp_path: Path
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_run_equals_one_on_the_dequantized_base(
+    llama: PreTrainedModel, llama_directory: Path, tmp_path: Path, dora: bool
 ) -> None:
+    """DoRA's magnitudes too are then those of the weights that NF4 holds; tests/engine/test_variants.py
+    holds the plain runs against transformers' eager attention and PEFT."""
+    lora = LoraSettings(rank=4, alpha=8, dora=dora)
     weights = load_file(llama_directory / "model.safetensors")
     weights |= {f"{n}.weight": m.weight for n, m in llama.named_modules() if isinstance(m, nf4.Nf4Linear)}
     directory = tmp_path / "dequantized"
@@ -94,8 +98,8 @@ def test_a_run_equals_lora_on_the_dequantized_base(
     (directory / "config.json").write_bytes((llama_directory / "config.json").read_bytes())
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     plain = base_model.load(directory, device="cpu", dtype="float32", tick=lambda: None)
-    quantized = Recorder().run(examples.start(tmp_path, llama_directory, spec(), run="quantized"), llama)
-    dequantized = Recorder().run(examples.start(tmp_path, directory, examples.spec(), run="plain"), plain)
+    quantized = Recorder().run(examples.start(tmp_path, llama_directory, spec(lora=lora), run="quantized"), llama)
+    dequantized = Recorder().run(examples.start(tmp_path, directory, examples.spec(lora=lora), run="plain"), plain)
     losses = [[step.loss for step in steps(events)] for events in (quantized, dequantized)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 

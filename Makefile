@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo serve test check format bench openapi clean
+.PHONY: setup demo serve test check long format bench openapi clean
 
 setup: .venv/.complete
 
@@ -31,6 +31,10 @@ check: setup
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
 	$(MAKE) --no-print-directory test
+
+# CI's long form: runs of minutes on models of real size.
+long: setup
+	$(BIN)/python -m pytest -m long
 
 format: setup
 	$(BIN)/ruff format .

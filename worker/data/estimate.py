@@ -190,7 +190,7 @@ def _dora_bytes_per_token(spec: TrainSpec, geometry: Geometry, width: int) -> in
 
 
 def _unpacked_bytes(spec: TrainSpec, geometry: Geometry, width: int) -> int:
-    """What is made anew of the largest layer's weight. DoRA adds the adapter's product, made by way of a unit matrix."""
+    """What is made anew of the largest layer's weight; DoRA's norm takes the adapter's product and a unit matrix."""
     sizes = geometry.linear_sizes.values()
     if spec.lora.dora:
         return max(3 * 4 * inputs * outputs + 4 * inputs * inputs for inputs, outputs in sizes)

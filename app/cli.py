@@ -2,22 +2,26 @@
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from app import adapter_import, adapter_merge, server
 from app import doctor as health
+from app.api import admin
 from app.db import migrations
-from app.errors import ApiError
+from app.errors import ApiError, NotFound
 from app.observability import configure_logging
 from app.resources import open_resources
-from app.services import base_models, keys
+from app.schemas.admin import WorkerList
+from app.services import base_models, keys, workers
 from app.settings import Settings
+from app.storage.base import StorageUnavailable
 from worker.data import base_model_source
 from worker.data.adapter_source import BadAdapter
 from worker.data.base_model_source import BadBaseModel
@@ -25,7 +29,9 @@ from worker.data.base_model_source import BadBaseModel
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hone: a self-hosted fine-tuning service.")
 models = typer.Typer(no_args_is_help=True, help="The base models that jobs may name.")
 api_keys = typer.Typer(no_args_is_help=True, help="Keys for the API.")
+workers_group = typer.Typer(no_args_is_help=True, help="The worker processes of this installation.")
 cli.add_typer(models, name="models")
+cli.add_typer(workers_group, name="workers")
 cli.add_typer(api_keys, name="keys")
 console = Console(highlight=False, soft_wrap=True)
 
@@ -36,9 +42,11 @@ DataDirectory = Annotated[
 
 _EXPECTED = (
     migrations.OldSchema,
+    migrations.NoDatabase,
     BadBaseModel,
     BadAdapter,
     ApiError,
+    StorageUnavailable,
     adapter_merge.CannotMerge,
     server.CannotStart,
 )
@@ -64,14 +72,19 @@ def serve(
     if api_only:
         migrations.require_current(settings.resolved_database_url)
     else:
-        migrations.upgrade(settings.resolved_database_url)
+        migrations.prepare(settings.resolved_database_url)
     sys.exit(asyncio.run(server.serve(settings, console, with_worker=not api_only)))
 
 
 @cli.command()
-def worker(data: DataDirectory = None) -> None:
-    """Train jobs that an API server elsewhere takes in, on the same database and storage."""
-    settings = _settings(data)
+def worker(
+    data: DataDirectory = None,
+    pool: Annotated[str | None, typer.Option(help="Train the jobs of this pool.", show_default=False)] = None,
+    slots: Annotated[int | None, typer.Option(help="Jobs to train at a time.", show_default=False)] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Only check files and sweep; needs no PyTorch.")] = False,
+) -> None:
+    """Check files and train jobs that an API server elsewhere takes in, on the same database and storage."""
+    settings = _settings(data, pool=pool, slots=slots, cpu_only=cpu or None)
     migrations.require_current(settings.resolved_database_url)
     sys.exit(asyncio.run(server.work(settings, console)))
 
@@ -104,7 +117,7 @@ def add_model(
 ) -> None:
     """Register a base model, pinned to what it is now."""
     settings = _settings(data)
-    migrations.upgrade(settings.resolved_database_url)
+    migrations.prepare(settings.resolved_database_url)
     source = base_model_source.normalize_source(source)
     directory, revision = base_model_source.fetch(source)
     facts = base_model_source.inspect(directory, revision)
@@ -126,7 +139,7 @@ def import_adapter(
 ) -> None:
     """Make a model of a LoRA adapter that was trained elsewhere: to download, or to continue from."""
     settings = _settings(data)
-    migrations.upgrade(settings.resolved_database_url)
+    migrations.prepare(settings.resolved_database_url)
 
     async def run() -> str:
         async with open_resources(settings) as resources:
@@ -179,7 +192,7 @@ def build_tiny(
 ) -> None:
     """Build and register the tiny base model hone-tiny: a real Llama of a few million parameters, for trying things."""
     settings = _settings(data)
-    migrations.upgrade(settings.resolved_database_url)
+    migrations.prepare(settings.resolved_database_url)
 
     async def register() -> None:
         async with open_resources(settings) as resources:
@@ -203,15 +216,78 @@ def create_key(
     console.print(asyncio.run(make()))
 
 
-def _settings(data: Path | None, *, host: str | None = None, port: int | None = None) -> Settings:
-    given = {"data_directory": data, "host": host, "port": port}
+@workers_group.command("list")
+def list_workers(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, as GET /v1/admin/workers.")] = False,
+    data: DataDirectory = None,
+) -> None:
+    """Show the worker processes: what they have loaded, what they work on, and whether they live."""
+    found = _workers(_settings(data))
+    if as_json:
+        console.print_json(WorkerList(data=[admin.read_worker(worker) for worker in found]).model_dump_json())
+        return
+    names = ("id", "host", "pid", "pool", "state", "heartbeat", "slot", "device", "base", "job")
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
+    for worker in (admin.read_worker(seen) for seen in found):
+        silent = f"{max(0, int(time.time()) - worker.heartbeat_at)} s ago"
+        who = [worker.id, worker.hostname, str(worker.pid), worker.pool, worker.state, silent]
+        for slot in worker.slots or [None]:
+            what = [str(slot.number), slot.device, slot.base_model or "", slot.job_id or slot.state] if slot else []
+            table.add_row(*who, *what)
+            who = [""] * len(who)
+        for base, reason in worker.unavailable_bases.items():
+            table.add_row("", f"cannot get {base}: {reason}")
+    console.print(table, width=None if console.is_terminal else 200)  # a script reads whole ids
+
+
+@workers_group.command("drain")
+def drain_workers(
+    target: Annotated[str, typer.Argument(help="A worker's id, or the name of a host for all workers on it.")],
+    data: DataDirectory = None,
+) -> None:
+    """Have workers write checkpoints, hand their jobs back to the queue, and end."""
+    settings = _settings(data)
+    asked = [
+        worker.row.id
+        for worker in _workers(settings)
+        if target == worker.row.id or (target == worker.row.hostname and not worker.is_dead)
+    ]
+    if not asked:
+        raise NotFound(f"There is no worker and no host with a worker named '{target}'; see `hone workers list`.")
+
+    async def drain() -> None:
+        async with open_resources(settings) as resources, resources.write() as session:
+            for worker_id in asked:
+                await workers.drain(session, worker_id=worker_id, silent_seconds=settings.lease_seconds)
+
+    asyncio.run(drain())
+    console.print(f"Asked to drain: {', '.join(asked)}")
+
+
+def _workers(settings: Settings) -> list[workers.Seen]:
+    migrations.require_current(settings.resolved_database_url)
+
+    async def search() -> list[workers.Seen]:
+        async with open_resources(settings) as resources, resources.read() as session:
+            return await workers.search(session, silent_seconds=settings.lease_seconds)
+
+    return asyncio.run(search())
+
+
+def _settings(data: Path | None, **options: str | int | None) -> Settings:
+    given = {"data_directory": data, **options}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        wrong = (f"HONE_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+        wrong = (": ".join([*_variable(fault["loc"]), fault["msg"]]) for fault in error.errors())
         raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
     configure_logging(settings.log_level)
     return settings
+
+
+def _variable(place: tuple[int | str, ...]) -> list[str]:
+    """The name of the setting at fault; none where several do not fit together."""
+    return [f"HONE_{str(place[0]).upper()}"] if place else []
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`hone doctor`: what this machine has and lacks, in plain words."""
 
+import asyncio
 import importlib.util
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 
 from app.db import migrations
 from app.db.models import BaseModel
-from app.resources import open_resources
+from app.resources import open_queue, open_resources, open_storage
 from app.services import base_models
 from app.settings import Settings
+from app.storage import trial
+from app.storage.base import ObjectCorrupt, ObjectMissing
 from worker.data import base_model_source
 
 _LOW_DISK_BYTES = 5 * 1024**3
@@ -34,8 +37,10 @@ class Finding:
 
 async def examine(settings: Settings) -> list[Finding]:
     findings = [_python(), *_torch(), _disk(settings)]
-    schema = _schema(settings)
+    findings.append(await _storage(settings))
+    schema = await asyncio.to_thread(_schema, settings)
     findings.append(schema)
+    findings.append(await _queue(settings))
     if schema.advice is None:
         async with open_resources(settings) as resources, resources.read() as session:
             findings.extend(_bases(await base_models.search(session)))
@@ -79,12 +84,31 @@ def _disk(settings: Settings) -> Finding:
     return Finding("Disk", f"{free / 1024**3:.1f} GiB free at {settings.data}", advice)
 
 
+async def _storage(settings: Settings) -> Finding:
+    place = f"S3 bucket {settings.s3_bucket}" if settings.s3_bucket else str(settings.data / "objects")
+    try:
+        async with open_storage(settings) as storage:
+            await trial.run(storage)
+    except (OSError, ObjectMissing, ObjectCorrupt) as error:
+        return Finding("Storage", place, f"An object could not be written, read and deleted: {error}")
+    return Finding("Storage", f"{place}: an object was written, read and deleted")
+
+
 def _schema(settings: Settings) -> Finding:
     try:
         migrations.require_current(settings.resolved_database_url)
-    except migrations.OldSchema as error:
+    except (migrations.OldSchema, migrations.NoDatabase) as error:
         return Finding("Database", "not ready", str(error))
     return Finding("Database", "up to date")
+
+
+async def _queue(settings: Settings) -> Finding:
+    if settings.redis_url is None:
+        return Finding("Queue", "within each process; processes find each other's work once a second")
+    async with open_queue(settings) as queue:
+        problem = await queue.problem()
+    advice = "Jobs begin up to a second later without it. Look at HONE_REDIS_URL and at the Redis server."
+    return Finding("Queue", f"Redis: {problem}", advice) if problem else Finding("Queue", "Redis answers")
 
 
 def _bases(registered) -> Iterator[Finding]:

@@ -15,6 +15,8 @@ from app import main
 from app.resources import Resources, open_resources
 from app.services import base_models, keys
 from app.settings import Settings
+from app.storage import trial
+from app.storage.base import StorageRefused, StorageUnavailable
 from worker.data import base_model_source
 
 TINY_MODEL = "hone-tiny"
@@ -48,20 +50,22 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
             console.print(f"Hone serves {url}/v1 (stop with Ctrl-C)")
             console.print(f"Try it:  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=<your key>")
             if with_worker:
-                await _stop_others_when_over(_worker(resources, draining), draining)
-            else:
-                await draining.wait()
+                await _stop_others_at_a_fault(_worker(resources, draining), draining)
+            await draining.wait()  # a worker that was asked to drain is done before; the API goes on
             api.should_exit = True
             await answering
     return 0
 
 
 async def work(settings: Settings, console: Console) -> int:
-    """Work until SIGINT or SIGTERM."""
-    require_training_libraries("this machine cannot train")
+    """Work until SIGINT, SIGTERM or `hone workers drain`."""
+    if not settings.cpu_only:
+        require_training_libraries("this machine cannot train")
     async with open_resources(settings) as resources:
+        await _try_storage(resources, console)
         draining = _draining_at_signals(console)
-        console.print(f"Hone works on {settings.data} (stop with Ctrl-C)")
+        what = "without a slot: it checks files and sweeps" if settings.cpu_only else f"in the pool {settings.pool}"
+        console.print(f"Hone works on {settings.data} {what} (stop with Ctrl-C)")
         await _worker(resources, draining)
     return 0
 
@@ -97,6 +101,7 @@ def require_training_libraries(trouble: str, *, otherwise: str = "") -> None:
 async def _first_steps(resources: Resources, console: Console, *, with_worker: bool) -> None:
     settings = resources.settings
     console.print(f"Data:     {settings.data}")
+    await _try_storage(resources, console)
     async with resources.write() as session:
         made = await keys.bootstrap(session, api_key=settings.api_key.get_secret_value() if settings.api_key else None)
     if made is not None:
@@ -110,6 +115,18 @@ async def _first_steps(resources: Resources, console: Console, *, with_worker: b
     console.print(f"Models:   {', '.join(base.id for base in registered) or 'none; see `hone models add --help`'}")
 
 
+async def _try_storage(resources: Resources, console: Console) -> None:
+    """Wrong settings are told at once. A store that is only away is no reason not to start: it may come back."""
+    try:
+        await trial.run(resources.storage)
+    except StorageRefused as error:
+        raise CannotStart(f"storage cannot be used: {error}. Check the HONE_S3_ settings.") from error
+    except StorageUnavailable as error:
+        console.print(f"Storage does not work at the moment: {error}", style="yellow")
+    if resources.settings.s3_bucket:
+        console.print(f"Objects:  S3 bucket {resources.settings.s3_bucket}")
+
+
 async def _worker(resources: Resources, draining: asyncio.Event) -> None:
     # Here, so that an API-only process carries none of a worker's code.
     from worker import main as worker_main
@@ -118,11 +135,20 @@ async def _worker(resources: Resources, draining: asyncio.Event) -> None:
 
 
 async def _stop_others_when_over(part: Awaitable[None], draining: asyncio.Event) -> None:
-    """The API and the worker stand and fall together."""
+    """Without the API the worker has nothing to do here."""
     try:
         await part
     finally:
         draining.set()
+
+
+async def _stop_others_at_a_fault(part: Awaitable[None], draining: asyncio.Event) -> None:
+    """The API does not outlive a worker that has failed."""
+    try:
+        await part
+    except BaseException:
+        draining.set()
+        raise
 
 
 def _draining_at_signals(console: Console) -> asyncio.Event:

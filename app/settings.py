@@ -1,10 +1,22 @@
 """Every setting of Hone, read from the environment (prefix HONE_). Each default runs on a laptop."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.contract.extension import DEFAULT_POOL, POOL_NAME
+
+# The ways to write a database's scheme, and the one that the rest of Hone reads.
+_DATABASES = {
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "postgresql+asyncpg": "postgresql",
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+}
 
 
 class Settings(BaseSettings):
@@ -22,8 +34,51 @@ class Settings(BaseSettings):
         min_length=16,
         description="The default project's API key. Without it, one is made at the first start and printed once.",
     )
-    database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL. Default: a SQLite file in the data directory."
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="`postgresql://user:password@host/database`, with libpq's parameters such as `?sslmode=require`. "
+        "Default: a SQLite file in the data directory.",
+    )
+    database_timeout_seconds: float = Field(
+        default=3.0,
+        ge=0.1,
+        description="Longest time for one transaction, the wait for a connection included. Beyond it the API "
+        "answers 503, and a worker tries again.",
+    )
+    database_connections: int = Field(
+        default=20, ge=2, description="Most connections to PostgreSQL that one process holds."
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Redis that carries wakes between processes: redis://[user:password@]host[:port][/database], "
+        "rediss:// for TLS, or unix:///path. Default: processes find each other's work by looking once a second.",
+    )
+    s3_bucket: str | None = Field(
+        default=None, description="The bucket for files, checkpoints and adapters. Default: a local directory."
+    )
+    s3_endpoint_url: str | None = Field(
+        default=None, pattern="^https?://", description="Where S3 is, if it is not Amazon's; addressed by path."
+    )
+    s3_region: str | None = Field(default=None, description="Region of the bucket. Default: boto3's own, or us-east-1.")
+    s3_access_key_id: str | None = Field(
+        default=None, description="Access key for S3. Without it, boto3 looks for credentials in its usual places."
+    )
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="The secret that goes with it.")
+    s3_prefix: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_\-./]*$",
+        description="Keys begin with this, so that others may use the bucket too.",
+    )
+    s3_public_url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="Where clients reach the same S3. If set, downloads are redirected there.",
+    )
+    s3_timeout_seconds: float = Field(
+        default=20.0, ge=0.1, description="S3 is given up when it does not answer, or not move a mebibyte, for as long."
+    )
+    orphan_seconds: float = Field(
+        default=86400.0, ge=21600, description="What lies in storage for longer and belongs to nothing is removed."
     )
     max_file_bytes: int = Field(default=512 * 1024**2, ge=1, description="Largest file that can be uploaded.")
     max_line_bytes: int = Field(default=8 * 1024**2, ge=1024, description="Longest line of a training file.")
@@ -35,6 +90,14 @@ class Settings(BaseSettings):
     )
     slots: int | None = Field(
         default=None, ge=1, le=64, description="Jobs this worker trains at a time. Default: one per GPU, or one."
+    )
+    pool: str = Field(
+        default=DEFAULT_POOL,
+        pattern=POOL_NAME,
+        description="Name of the group this worker belongs to: it trains the jobs that name it (`hone.pool`).",
+    )
+    cpu_only: bool = Field(
+        default=False, description="A worker that checks files and sweeps, but trains nothing and needs no PyTorch."
     )
     trainer_threads: int | None = Field(
         default=None,
@@ -69,14 +132,56 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much is logged.")
 
+    @model_validator(mode="after")
+    def _s3_is_whole(self) -> Self:
+        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
+            raise ValueError("HONE_S3_ACCESS_KEY_ID and HONE_S3_SECRET_ACCESS_KEY go together")
+        given = self.model_fields_set & {name for name in type(self).model_fields if name.startswith("s3_")}
+        if given and self.s3_bucket is None:
+            raise ValueError(f"HONE_{min(given).upper()} is set, but HONE_S3_BUCKET is not")
+        return self
+
+    @field_validator("database_url", mode="before")
+    @classmethod
+    def _with_its_driver(cls, url: object) -> object:
+        if url is None:
+            return None
+        text = url.get_secret_value() if isinstance(url, SecretStr) else str(url)
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme not in _DATABASES:
+            raise ValueError("expected a URL that begins with postgresql:// or sqlite+aiosqlite:///")
+        return f"{_DATABASES[scheme]}://{rest}"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        """Here and not where it is used, because those who parse URLs show the wrong part, which may be a password."""
+        if value is not None and not _is_redis_url(value.get_secret_value()):
+            raise ValueError(
+                "expected redis://[user:password@]host[:port][/database], rediss://... or unix:///path; "
+                "special characters of a password are percent-encoded"
+            )
+        return value
+
     @property
     def data(self) -> Path:
         return self.data_directory.expanduser().absolute()
 
     @property
     def resolved_database_url(self) -> str:
-        return self.database_url or f"sqlite+aiosqlite:///{self.data / 'hone.db'}"
+        """Of SQLite as SQLAlchemy writes it, of PostgreSQL as libpq and asyncpg do. Holds a secret."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite+aiosqlite:///{self.data / 'hone.db'}"
 
-    @property
-    def is_sqlite(self) -> bool:
-        return self.resolved_database_url.startswith("sqlite")
+
+def _is_redis_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  reading it checks it
+    except ValueError:
+        return False
+    if parts.scheme == "unix":
+        return len(parts.path) > 1
+    database = parts.path.strip("/")
+    return parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and (not database or database.isdecimal())

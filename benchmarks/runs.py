@@ -11,6 +11,8 @@ from worker.contract.events import Event, Failed, Start, Tick
 from worker.contract.spec import BaseModelRef, LoraSettings, OptimizerSettings, TrainSpec
 from worker.data import pair_file, token_file
 
+OPTIMIZER = OptimizerSettings(learning_rate=2e-4, schedule="constant")
+
 
 def spec(name: str, **changes: Any) -> TrainSpec:
     """LoRA of rank 16 on all linear layers, 16 examples a step, one epoch, no evaluation on the way."""
@@ -73,16 +75,16 @@ def watch(given: Start) -> Watched:
     with idle_trainer() as trainer:
         pid = trainer.process.pid
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # forget the peak of the imports
-        idle = _status_bytes(pid, "VmRSS")
+        idle = status_bytes(pid, "VmRSS")
         trainer.send(given)
         events = [event for event in trainer.events() if not isinstance(event, Tick)]
         last = events[-1]
         if isinstance(last, Failed):
             raise SystemExit(f"the run failed: {last.message}")
-        return Watched(events, idle, _status_bytes(pid, "VmHWM"))
+        return Watched(events, idle, status_bytes(pid, "VmHWM"))
 
 
-def _status_bytes(pid: int, name: str) -> int:
+def status_bytes(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -3,9 +3,9 @@
 from typing import Literal
 
 from alembic import context
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection
 
-from app.db.migrations import synchronous_url
+from app.db import migrations
 from app.db.models import Base, UtcDateTime
 from app.settings import Settings
 
@@ -30,6 +30,4 @@ _given: Connection | None = context.config.attributes.get("connection")
 if _given is not None:
     _run(_given)
 else:
-    with create_engine(synchronous_url(Settings().resolved_database_url)).connect() as _own:
-        _run(_own)
-        _own.commit()
+    migrations.run(Settings().resolved_database_url, _run)

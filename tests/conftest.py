@@ -1,7 +1,6 @@
 """Fixtures that many tests share: a real server on a free port, a project of one's own, the official client."""
 
 import asyncio
-import shutil
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -15,11 +14,18 @@ import uvicorn
 from openai import AsyncOpenAI
 
 from app.auth import Principal
-from app.db import migrations
 from app.main import create_app
 from app.resources import Resources, open_resources
 from app.settings import Settings
 from tests import factories
+from tests.backends import KINDS, Backends, Site
+from tests.servers import postgres, required, s3
+from tests.servers.postgres import Postgres
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backends", choices=list(KINDS), default="embedded", help="Where the tests keep their rows.")
+    parser.addoption("--faults", type=int, default=1, help="At how many seeded instants each fault strikes.")
 
 
 @dataclass(frozen=True)
@@ -46,43 +52,78 @@ class Tenant:
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    settings = Settings(data_directory=tmp_path_factory.mktemp("served"), max_file_bytes=4 * 1024**2)
-    yield from serve(settings)
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database to copy: migrating takes longer than most tests."""
-    path = tmp_path_factory.mktemp("database") / "hone.db"
-    migrations.upgrade(f"sqlite+aiosqlite:///{path}")
-    return path
+def backends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
+    """Those that the run was asked to use."""
+    kind = str(request.config.getoption("--backends"))
+    if kind == "production":
+        for package in required.missing():
+            required.skip_without(package)
+    with KINDS[kind](tmp_path_factory.mktemp("backends")) as chosen:
+        yield chosen
 
 
 @pytest.fixture
-async def resources(tmp_path: Path, empty_database: Path) -> AsyncIterator[Resources]:
+def site(backends: Backends, tmp_path: Path) -> Iterator[Site]:
+    """An empty installation of the test's own."""
+    made = backends.new(tmp_path / "data")
+    yield made
+    backends.discard(made)
+
+
+@pytest.fixture
+def unmigrated_site(backends: Backends, tmp_path: Path) -> Iterator[Site]:
+    made = backends.new(tmp_path / "data", migrated=False)
+    yield made
+    backends.discard(made)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL of these tests' own, to restart and to break."""
+    required.skip_without("postgresql")
+    with postgres.running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def served(backends: Backends, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    made = backends.new(tmp_path_factory.mktemp("served") / "data")
+    yield from serve(made.settings(max_file_bytes=4 * 1024**2))
+
+
+@pytest.fixture
+async def resources(site: Site) -> AsyncIterator[Resources]:
     """An empty database and storage, without a server."""
-    settings = Settings(data_directory=tmp_path / "data")
-    settings.data.mkdir()
-    shutil.copy(empty_database, settings.data / "hone.db")
-    async with open_resources(settings) as opened:
+    async with open_resources(site.settings()) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[s3.MotoServer]:
+    with s3.moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3Server]:
+    with s3.rclone(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
 
 
 @pytest.fixture
 async def tenant(served: Served) -> AsyncIterator[Tenant]:
-    async with _tenant(served) as made:
+    async with tenant_of(served) as made:
         yield made
 
 
 @pytest.fixture
 async def other_tenant(served: Served) -> AsyncIterator[Tenant]:
-    async with _tenant(served) as made:
+    async with tenant_of(served) as made:
         yield made
 
 
 @asynccontextmanager
-async def _tenant(served: Served) -> AsyncIterator[Tenant]:
+async def tenant_of(served: Served) -> AsyncIterator[Tenant]:
     async with open_resources(served.settings) as opened:
         principal, key = await factories.project(opened)
         await factories.base_model(opened)
@@ -94,8 +135,7 @@ async def _tenant(served: Served) -> AsyncIterator[Tenant]:
 
 
 def serve(settings: Settings) -> Iterator[Served]:
-    """Runs the API until the generator is closed. Its database is migrated first."""
-    migrations.upgrade(settings.resolved_database_url)
+    """Runs the API until the generator is closed."""
     listener = socket.create_server(("127.0.0.1", 0))
     server: list[uvicorn.Server] = []
     ready = threading.Event()

@@ -10,11 +10,12 @@ from typing import Any
 from sqlalchemy import select
 
 from app.auth import Principal, hash_key, new_key
-from app.db.models import BaseModel, Checkpoint, File, FineTunedModel, Job, JobStatus, LogSegment
+from app.db.models import BaseModel, Checkpoint, File, FineTunedModel, Job, JobStatus, LogSegment, WorkerState
 from app.db.queries import server_rows
 from app.ids import new_id, utc_now
 from app.resources import Resources
 from app.services import events, keys
+from app.services.workers import Description
 from app.storage import keys as storage_keys
 from app.storage.base import StoredObject
 
@@ -63,6 +64,11 @@ async def stored(resources: Resources, key: str, content: bytes) -> StoredObject
         path = Path(directory) / "object"
         path.write_bytes(content)
         return await resources.storage.put_file(key, path)
+
+
+async def objects(resources: Resources) -> set[str]:
+    """The keys of everything in storage."""
+    return {info.key async for page in resources.storage.list_objects("") for info in page}
 
 
 async def file(
@@ -228,3 +234,19 @@ async def revoke(resources: Resources, key: str) -> None:
     async with resources.write() as session:
         row = (await session.scalars(select(keys.ApiKey).where(keys.ApiKey.key_hash == hash_key(key)))).one()
         row.revoked_at = utc_now()
+
+
+def description(worker_id: str, **values: Any) -> Description:
+    """A worker with one busy slot, as it describes itself."""
+    slot = {"number": 0, "device": "cpu", "state": "busy", "base_model": BASE_MODEL, "quantization": None}
+    usual: dict[str, Any] = {
+        "hostname": "host-a",
+        "pid": 1,
+        "version": "0",
+        "pool": "default",
+        "kinds": ["train", "cpu"],
+        "state": WorkerState.READY,
+        "slots": [slot],
+        "unavailable_bases": {},
+    }
+    return Description(id=worker_id, **(usual | values))

@@ -114,6 +114,7 @@ async def _register(
     checkpoint.state_key, checkpoint.state_sha256, checkpoint.state_bytes = state.key, state.sha256, state.bytes
     session.add(checkpoint)
     job.crashes = 0
+    job.has_been_excused = False
     for old in replaced:
         await objects.let_go(session, project_id=job.project_id, storage_key=old)
 

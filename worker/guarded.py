@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import Job
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import leases, objects
 from app.services.leases import Lease
@@ -33,13 +33,6 @@ async def write(
                 result = await change(session, job, now)
                 await objects.let_go_after(session, job)
                 return result
-        except (DBAPIError, OSError, TimeoutError) as error:
-            if isinstance(error, DBAPIError) and not _is_passing(error):
-                raise
+        except Unavailable:
             _log.warning("the database does not answer; job %s goes on and is written when it does", lease.job_id)
             await asyncio.sleep(_RETRY_SECONDS)
-
-
-def _is_passing(error: DBAPIError) -> bool:
-    """An outage or a lock, rather than a statement that will never work."""
-    return error.connection_invalidated or type(error).__name__ in {"OperationalError", "InterfaceError"}

@@ -3,53 +3,86 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.errors import Unavailable
 from app.resources import Resources
-from app.services import leases
+from app.services import leases, workers
 from app.services.leases import Lease
+from app.services.workers import Description
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Hold:
+    """A lease that is kept. `revoked` is set when it is lost (cancelled, taken), `preempted` when the job is to
+    make room for another."""
+
+    lease: Lease
+    is_preemptible: bool = False
+    revoked: asyncio.Event = field(default_factory=asyncio.Event)
+    preempted: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Keeper:
-    """`keep` a lease for the length of a block; its event is set when the lease is lost (cancelled, taken)."""
+    """`keep` a lease for the length of a block."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._held: dict[Lease, asyncio.Event] = {}
+        self._held: dict[Lease, Hold] = {}
 
     @contextmanager
-    def keep(self, lease: Lease):
-        revoked = asyncio.Event()
-        self._held[lease] = revoked
+    def keep(self, lease: Lease, *, is_preemptible: bool = False) -> Iterator[Hold]:
+        hold = self._held[lease] = Hold(lease, is_preemptible)
         try:
-            yield revoked
+            yield hold
         finally:
             del self._held[lease]
 
-    async def run(self) -> None:
-        """Look each second, renew each third of a lease. A database that is away is tried again: until it
-        answers, the fence on every write is what keeps a lost job from being touched."""
+    def preemptible(self) -> list[Hold]:
+        """What could make room for another job, and has not been told to."""
+        return [hold for hold in self._held.values() if hold.is_preemptible and not hold.preempted.is_set()]
+
+    async def run(self, describe: Callable[[], Description], draining: asyncio.Event) -> None:
+        """Look each second; renew, and report what `describe` tells, each third of a lease and at changes.
+
+        A request to drain, which is left in the worker's row, sets `draining`. A database that is away is tried
+        again: until it answers, the fence on every write is what keeps a lost job from being touched.
+        """
         ttl = self._resources.settings.lease_seconds
-        renewed_at = 0.0
+        renewed_at, told = 0.0, None
         while True:
-            held = list(self._held)
-            if held:
-                try:
-                    if time.monotonic() - renewed_at >= ttl / 3:
-                        async with self._resources.write() as session:
-                            await leases.renew(session, held, ttl_seconds=ttl)
-                        renewed_at = time.monotonic()
-                    async with self._resources.read() as session:
-                        alive = await leases.still_held(session, held)
-                except (SQLAlchemyError, OSError):
-                    _log.warning("the database does not answer; leases are renewed when it does", exc_info=True)
+            description = describe()
+            try:
+                if description != told or time.monotonic() - renewed_at >= ttl / 3:
+                    async with self._resources.write() as session:
+                        await leases.renew(session, list(self._held), ttl_seconds=ttl)
+                        asked_to_drain = await workers.report(session, description)
+                    renewed_at, told = time.monotonic(), description
                 else:
-                    for lease in held:
-                        if lease.job_id not in alive and (revoked := self._held.get(lease)):
-                            revoked.set()
+                    async with self._resources.read() as session:
+                        asked_to_drain = await workers.is_asked_to_drain(session, description.id)
+                await self._look_for_revoked()
+            except (Unavailable, SQLAlchemyError, OSError):
+                _log.warning("the database does not answer; leases are renewed when it does", exc_info=True)
+            else:
+                if asked_to_drain and not draining.is_set():
+                    _log.info("worker %s was asked to drain", description.id)
+                    draining.set()
             await asyncio.sleep(min(_LOOK_SECONDS, ttl / 3))
+
+    async def _look_for_revoked(self) -> None:
+        held = list(self._held.values())
+        if not held:
+            return
+        async with self._resources.read() as session:
+            alive = await leases.still_held(session, [hold.lease for hold in held])
+        for hold in held:
+            if hold.lease.job_id not in alive:
+                hold.revoked.set()

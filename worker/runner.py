@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import Job, JobStatus
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import base_models, job_states, leases
-from app.services.leases import Lease, LeaseLost
+from app.services.leases import LeaseLost
+from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import checkpoints, guarded, publish
-from worker.bases import Bases
+from worker.bases import Bases, BaseUnavailable
 from worker.contract.errors import Blame, TrainError
 from worker.contract.events import (
     Adjusted,
@@ -36,12 +38,17 @@ from worker.contract.events import (
     Stopped,
 )
 from worker.contract.spec import TrainSpec
+from worker.keeper import Hold
 from worker.log_tail import LogTail
 from worker.relay import Relay
 from worker.supervisor import START_SECONDS, Trainer
 
 _log = logging.getLogger(__name__)
 _TRANSIENT_RETRY = timedelta(seconds=30)
+_NO_STORAGE = "The storage for files is not available; the job will be tried again in half a minute"
+_INTERRUPTED = "Fine-tuning job interrupted because its worker is stopping; it will be resumed"
+_PREEMPTED = "Fine-tuning job preempted by a job of higher priority; it will be resumed"
+_Raised = TypeVar("_Raised", bound=Exception)
 
 
 class HoldsTrainer(Protocol):
@@ -50,6 +57,10 @@ class HoldsTrainer(Protocol):
     async def trainer_for(self, spec: TrainSpec) -> Trainer: ...
 
     async def end_trainer(self) -> str: ...
+
+    def doubt(self, failure: str, *, job_id: str) -> None: ...
+
+    def trust(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -60,32 +71,36 @@ class Crash:
 
 
 Outcome = Finished | Stopped | Failed | Crash
+End = Outcome | TrainError | BaseUnavailable
 
 
 class Runner:
-    """`revoked` is set when the lease is lost, `draining` when the worker is told to stop."""
+    """Works while `hold` keeps the job's lease; `draining` is set when the worker is told to stop."""
 
     def __init__(
         self,
         resources: Resources,
-        lease: Lease,
+        hold: Hold,
         *,
         slot: HoldsTrainer,
         bases: Bases,
-        revoked: asyncio.Event,
         draining: asyncio.Event,
         work_directory: Path,
     ) -> None:
         self._resources = resources
         self._settings = resources.settings
-        self._lease = lease
+        self._lease = hold.lease
         self._slot = slot
         self._bases = bases
-        self._revoked = revoked
+        self._revoked = hold.revoked
+        self._preempted = hold.preempted
         self._draining = draining
         self._directory = work_directory
         self._trainer_is_free = True
         self._claimed_at = time.monotonic()
+        self._has_begun = False  # the trainer was asked; what fails before that is neither slot nor job
+        self._trainer_was_ready = True
+        self._took_a_step = False
 
     async def run(self, job: Job) -> None:
         """Never raises for what may happen to one job: the slot goes on with the next."""
@@ -94,7 +109,15 @@ class Runner:
         except* LeaseLost:
             _log.info("job %s: no longer ours", job.id)
         except* TrainError as errors:
-            await self._settle(_first_train_error(errors))
+            await self._settle(_first(errors))
+        except* BaseUnavailable as errors:
+            await self._settle(_first(errors))
+        except* Unavailable:
+            message = "The database did not answer; the job will be tried again"
+            await self._settle(TrainError("unavailable", message, blame=Blame.TRANSIENT))
+        except* StorageUnavailable:
+            _log.warning("job %s: storage is not available", job.id, exc_info=True)
+            await self._settle(TrainError("storage_unavailable", _NO_STORAGE, blame=Blame.TRANSIENT))
         except* (SQLAlchemyError, OSError, ValueError):
             _log.exception("job %s: the run failed on this worker's side", job.id)
             await self._settle(Crash("The worker failed outside of training"))
@@ -118,17 +141,20 @@ class Runner:
         stopping = [
             asyncio.create_task(self._stop_when(self._revoked, trainer, start.run, checkpoint=False)),
             asyncio.create_task(self._stop_when(self._draining, trainer, start.run, checkpoint=True)),
+            asyncio.create_task(self._stop_when(self._preempted, trainer, start.run, checkpoint=True)),
         ]
         try:
             self._trainer_is_free = False
+            self._has_begun = True
             trainer.send(start)
             outcome = await self._follow(trainer, start.run, relay)
         finally:
             lost = self._revoked.is_set()
+            self._trainer_was_ready = trainer.is_ready
             await _cancelled(*stopping, relaying)
         if lost:
             raise LeaseLost(job.id)
-        if isinstance(outcome, Crash) and self._draining.is_set():
+        if isinstance(outcome, Crash) and (self._draining.is_set() or self._preempted.is_set()):
             outcome = Stopped(run=start.run, step=0)  # killed for taking too long: it resumes from what it has saved
         elif isinstance(outcome, Crash):
             outcome = Crash(f"{outcome.reason} ({await self._slot.end_trainer()})")
@@ -146,7 +172,11 @@ class Runner:
             if facts := job.dataset.get(part):
                 path = self._directory / f"{part}.tokens"
                 tokens: dict[str, Any] = facts["tokens"]
-                await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
+                try:
+                    await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
+                except (ObjectMissing, ObjectCorrupt) as error:
+                    message = f"The job failed because its encoded {part} data is damaged in storage. Create it again."
+                    raise TrainError("checksum_mismatch", message, param=f"{part}_file") from error
                 staged[part] = str(path)
         resume = await checkpoints.restore(self._resources, job.id, self._directory)
         initial = await checkpoints.initial_adapter(self._resources, job, self._directory)
@@ -164,7 +194,6 @@ class Runner:
 
     async def _follow(self, trainer: Trainer, run: str, relay: Relay) -> Outcome:
         """Take events until the run has ended; the trainer's own ticks are what proves that it moves."""
-        is_first = True
         while True:
             seconds = self._settings.progress_timeout_seconds
             if not trainer.is_ready:
@@ -186,12 +215,14 @@ class Runner:
             elif isinstance(event, Adjusted):
                 await relay.adjusted(event)
             elif isinstance(event, Evaluation | Step | Checkpoint):
-                if isinstance(event, Step) and is_first:
-                    seconds = time.monotonic() - self._claimed_at
-                    _log.info(
-                        "job %s: first step after %.3f s, itself %.3f s", self._lease.job_id, seconds, event.seconds
-                    )
-                    is_first = False
+                if isinstance(event, Step):
+                    if not self._took_a_step:
+                        seconds = time.monotonic() - self._claimed_at
+                        _log.info(
+                            "job %s: first step after %.3f s, itself %.3f s", self._lease.job_id, seconds, event.seconds
+                        )
+                    self._took_a_step = True
+                    self._slot.trust()
                 relay.take(event)
 
     async def _stop_when(self, signal: asyncio.Event, trainer: Trainer, run: str, *, checkpoint: bool) -> None:
@@ -201,30 +232,55 @@ class Runner:
         await asyncio.sleep(self._settings.drain_seconds if checkpoint else self._settings.stop_grace_seconds)
         trainer.kill()
 
-    async def _settle(self, outcome: "Outcome | TrainError") -> None:
+    async def _settle(self, outcome: End) -> None:
         """Bring the job to the state that follows from how its run ended."""
         if isinstance(outcome, Failed):
             outcome = TrainError(outcome.code, outcome.message, param=outcome.param, blame=outcome.blame)
+        if isinstance(outcome, TrainError) and outcome.blame == Blame.INTERNAL:
+            outcome = Crash(outcome.message)
         with suppress(LeaseLost):
             if isinstance(outcome, Finished):
                 directory = Path(outcome.directory)
                 await publish.succeed(self._resources, self._lease, adapter_directory=directory, last_step=outcome.step)
+            elif isinstance(outcome, Crash) and self._has_begun and not self._took_a_step:
+                await self._settle_early(outcome)
             else:
-                change = partial(_record_end, outcome, self._settings.max_crashes)
-                await guarded.write(self._resources, self._lease, change)
+                await guarded.write(self._resources, self._lease, partial(self._record_end, outcome))
+
+    async def _settle_early(self, crash: Crash) -> None:
+        """Before its first step a run may have failed because of its job or because of its slot; nobody knows.
+
+        So a job is excused once, and the failure held against the slot. The next one is held against the job,
+        which by then has failed twice. A trainer that was never ready has not even seen the job.
+        """
+        excused = await guarded.write(self._resources, self._lease, partial(self._record_early_end, crash))
+        if excused:
+            failure = self._lease.job_id if self._trainer_was_ready else f"a trainer for {self._directory.name}"
+            self._slot.doubt(failure, job_id=self._lease.job_id)
+
+    async def _record_early_end(self, crash: Crash, session: AsyncSession, job: Job, now: datetime) -> bool:
+        if job.has_been_excused and self._trainer_was_ready:
+            await self._record_end(crash, session, job, now)
+            return False
+        leases.excused(session, job, reason=crash.reason, now=now)
+        return True
+
+    async def _record_end(
+        self, outcome: Stopped | Crash | TrainError | BaseUnavailable, session: AsyncSession, job: Job, now: datetime
+    ) -> None:
+        if isinstance(outcome, Stopped):
+            message = _PREEMPTED if self._preempted.is_set() and not self._draining.is_set() else _INTERRUPTED
+            leases.hand_back(session, job, message=message, now=now)
+        elif isinstance(outcome, BaseUnavailable):
+            leases.leave_to_others(session, job, reason=str(outcome), now=now)
+        elif isinstance(outcome, Crash):
+            leases.crashed(session, job, reason=outcome.reason, max_crashes=self._settings.max_crashes, now=now)
+        else:
+            _record_train_error(outcome, session, job, now)
 
 
-async def _record_end(
-    outcome: "Stopped | Crash | TrainError", max_crashes: int, session: AsyncSession, job: Job, now: datetime
-) -> None:
-    if isinstance(outcome, Stopped):
-        message = "Fine-tuning job interrupted because its worker is stopping; it will be resumed"
-        leases.hand_back(session, job, message=message, now=now)
-    elif isinstance(outcome, Crash):
-        leases.crashed(session, job, reason=outcome.reason, max_crashes=max_crashes, now=now)
-    elif outcome.blame == Blame.INTERNAL:
-        leases.crashed(session, job, reason=outcome.message, max_crashes=max_crashes, now=now)
-    elif outcome.blame == Blame.TRANSIENT:
+def _record_train_error(outcome: TrainError, session: AsyncSession, job: Job, now: datetime) -> None:
+    if outcome.blame == Blame.TRANSIENT:
         job.not_before_at = now + _TRANSIENT_RETRY
         leases.hand_back(session, job, message=outcome.message, now=now, level="warn")
     else:
@@ -242,9 +298,9 @@ async def _cancelled(*tasks: asyncio.Task[None]) -> None:
             raise result
 
 
-def _first_train_error(errors: ExceptionGroup[TrainError]) -> TrainError:
+def _first(errors: ExceptionGroup[_Raised]) -> _Raised:
     first = errors.exceptions[0]
-    return first if isinstance(first, TrainError) else _first_train_error(first)
+    return _first(first) if isinstance(first, ExceptionGroup) else first
 
 
 def _card(job: Job) -> dict[str, str]:

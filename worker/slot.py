@@ -4,13 +4,16 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.db.models import JobStatus
-from app.queue.base import TRAINING_POOL
+from app.db.models import Job, JobStatus
+from app.errors import Unavailable
 from app.resources import Resources
 from app.services import leases
+from app.services.leases import Lease
+from app.services.scheduling import LoadedBase
 from worker import workspace
 from worker.bases import Bases
 from worker.contract.spec import TrainSpec
@@ -20,6 +23,7 @@ from worker.supervisor import START_SECONDS, Trainer
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
+_DOUBTS_TOO_MANY = 2
 
 
 class Slot:
@@ -43,20 +47,46 @@ class Slot:
         self._keeper = keeper
         self._bases = bases
         self._draining = draining
+        self.has_started = False
         self._trainer: Trainer | None = None
+        self._is_busy = False
+        self._doubts: set[str] = set()  # what failed here before its first step, since a run last got to one
+        self._avoided: dict[str, float] = {}  # jobs that others should try first, until when
+
+    @property
+    def state(self) -> Literal["idle", "busy", "unhealthy"]:
+        if len(self._doubts) >= _DOUBTS_TOO_MANY:
+            return "unhealthy"
+        return "busy" if self._is_busy else "idle"
+
+    def describe(self) -> dict[str, Any]:
+        """The slot as the table of workers shows it."""
+        loaded = self._loaded
+        return {
+            "number": int(self._name.rpartition("/")[2]),
+            "device": self._device or "cpu",
+            "state": self.state,
+            "base_model": loaded.model_id if loaded else None,
+            "quantization": loaded.quantization if loaded else None,
+        }
 
     async def run(self) -> None:
-        """Claim, work, and wait for more, until the worker drains."""
-        waiter = self._resources.queue.waiter(TRAINING_POOL)
+        """Claim, work, and wait for more, until the worker drains or the slot turns out to be unhealthy."""
+        waiter = self._resources.queue.waiter(self._resources.settings.pool)
         idle_since = time.monotonic()
         try:
-            while not self._draining.is_set():
+            while not self._draining.is_set() and self.state != "unhealthy":
                 await self._have_trainer()
+                self.has_started = True
                 if self._draining.is_set():
                     break
                 claimed = await self._claim()
                 if claimed is not None:
-                    await self._work(*claimed)
+                    self._is_busy = True
+                    try:
+                        await self._work(*claimed)
+                    finally:
+                        self._is_busy = False
                     idle_since = time.monotonic()
                     continue
                 is_idle = time.monotonic() - idle_since > self._resources.settings.trainer_idle_seconds
@@ -81,6 +111,27 @@ class Slot:
         trainer, self._trainer = self._trainer, None
         return await trainer.close() if trainer is not None else "not started"
 
+    def doubt(self, failure: str, *, job_id: str) -> None:
+        """Something failed before its first step. Two different failures in a row take the slot out.
+
+        `failure` names what failed: a job, or a single run where the job cannot be the cause.
+        """
+        self._doubts.add(failure)
+        self._avoided[job_id] = time.monotonic() + self._resources.settings.lease_seconds
+        if self.state == "unhealthy":
+            _log.error("slot %s takes no more jobs: on it failed %s", self._name, ", ".join(sorted(self._doubts)))
+
+    def trust(self) -> None:
+        """A run got to a step here: whatever failed before, it was not the slot."""
+        self._doubts.clear()
+
+    @property
+    def _loaded(self) -> LoadedBase | None:
+        trainer = self._trainer
+        if trainer is None or trainer.holds is None or not trainer.is_alive:
+            return None
+        return LoadedBase(trainer.holds.base.id, trainer.holds.quantization)
+
     async def _start_trainer(self) -> Trainer:
         worker_id, _, number = self._name.partition("/")
         log = workspace.of_worker(self._resources.settings, worker_id) / f"trainer-{number}.log"
@@ -100,7 +151,9 @@ class Slot:
             for task in waiting:
                 task.cancel()
 
-    async def _claim(self):
+    async def _claim(self) -> tuple[Lease, Job] | None:
+        now = time.monotonic()
+        self._avoided = {job_id: until for job_id, until in self._avoided.items() if until > now}
         try:
             async with self._resources.write() as session:
                 return await leases.claim(
@@ -108,20 +161,23 @@ class Slot:
                     owner=self._name,
                     status=JobStatus.QUEUED,
                     ttl_seconds=self._resources.settings.lease_seconds,
+                    pool=self._resources.settings.pool,
+                    loaded=self._loaded,
+                    excluded_bases=self._bases.unavailable,
+                    excluded_jobs=self._avoided,
                 )
-        except (SQLAlchemyError, OSError):
+        except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; work is looked for again in a second", exc_info=True)
             return None
 
-    async def _work(self, lease: leases.Lease, job) -> None:
+    async def _work(self, lease: Lease, job: Job) -> None:
         _log.info("job %s: claimed by %s (fence %d)", job.id, lease.owner, lease.fence)
-        with self._keeper.keep(lease) as revoked:
+        with self._keeper.keep(lease, is_preemptible=job.is_preemptible) as hold:
             runner = Runner(
                 self._resources,
-                lease,
+                hold,
                 slot=self,
                 bases=self._bases,
-                revoked=revoked,
                 draining=self._draining,
                 work_directory=workspace.of_lease(self._resources.settings, lease),
             )

@@ -7,18 +7,21 @@ import time
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.queries import database_now
+from app.errors import Unavailable
 from app.resources import Resources
-from app.services import leases, objects
+from app.services import leases, objects, workers
 from worker.presence import Presence
 
 _log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 1.0
+_TIDY_SECONDS = 600.0
 
 
 async def run(resources: Resources, presence: Presence) -> None:
     ttl = resources.settings.lease_seconds
     answered_at = time.monotonic()
     patient_until = 0.0
+    tidied_at = 0.0
     while True:
         try:
             await recover_from_dead(resources, presence)
@@ -28,7 +31,11 @@ async def run(resources: Resources, presence: Presence) -> None:
             answered_at = time.monotonic()
             if answered_at >= patient_until:
                 await expire_silent(resources)
-        except (SQLAlchemyError, OSError):
+            if answered_at - tidied_at > _TIDY_SECONDS:
+                tidied_at = answered_at
+                async with resources.write() as session:
+                    await workers.remove_long_dead(session)
+        except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; sweeping goes on when it does", exc_info=True)
         await asyncio.sleep(_SWEEP_SECONDS)
 

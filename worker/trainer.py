@@ -113,6 +113,8 @@ class Trainer:
         os.environ["HF_HUB_OFFLINE"] = "1"
         # Threads that wait for each other by spinning took two to three times as long on a shared machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Packs differ in length: memory that can grow in place does not break into pieces that fit none of them.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         import torch
 
         _import_peft()

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import BaseModel, File, Job, JobStatus
 from app.db.queries import of_project
+from app.errors import Unavailable
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
-from app.services import base_models, events, job_states, leases
+from app.services import base_models, events, job_states, leases, workers
 from app.services.leases import Lease, LeaseLost
 from app.storage import keys
-from app.storage.base import ObjectCorrupt, ObjectMissing
+from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import guarded, workspace
-from worker.bases import Bases
+from worker.bases import Bases, BaseUnavailable
 from worker.contract.errors import Blame, TrainError
 from worker.contract.extension import Extension
 from worker.contract.prepare import (
@@ -39,6 +40,7 @@ from worker.preparer import Preparer
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
+_TRANSIENT_RETRY = timedelta(seconds=15)
 _PARTS = ("training", "validation")
 
 
@@ -56,17 +58,21 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
             try:
                 async with resources.write() as session:
                     claimed = await leases.claim(
-                        session, owner=owner, status=JobStatus.VALIDATING_FILES, ttl_seconds=ttl
+                        session,
+                        owner=owner,
+                        status=JobStatus.VALIDATING_FILES,
+                        ttl_seconds=ttl,
+                        excluded_bases=bases.unavailable,
                     )
-            except (SQLAlchemyError, OSError):
+            except (Unavailable, SQLAlchemyError, OSError):
                 _log.warning("the database does not answer; files are checked when it does", exc_info=True)
             if claimed is None:
                 await waiter.wait(_LOOK_SECONDS)
                 continue
             lease, job = claimed
-            with keeper.keep(lease) as revoked:
+            with keeper.keep(lease) as hold:
                 await _validate_until(
-                    resources, lease, job, bases=bases, preparer=preparer, revoked=revoked, draining=draining
+                    resources, lease, job, bases=bases, preparer=preparer, revoked=hold.revoked, draining=draining
                 )
     finally:
         waiter.close()
@@ -92,12 +98,15 @@ async def _validate_until(
     await asyncio.gather(*signals, return_exceptions=True)
     try:
         await work
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Unavailable):  # an outage is not the job's fault: it is validated anew
         await _settle(resources, lease, None)
     except LeaseLost:
         _log.info("job %s: no longer ours", job.id)
-    except TrainError as error:
+    except (TrainError, BaseUnavailable) as error:
         await _settle(resources, lease, error)
+    except StorageUnavailable:
+        _log.warning("job %s: storage is not available; its files are checked when it is", job.id, exc_info=True)
+        await _settle(resources, lease, TrainError("storage_unavailable", "", blame=Blame.TRANSIENT))
     except (SQLAlchemyError, OSError, ValueError) as error:
         _log.exception("job %s: the files could not be checked", job.id)
         crash = TrainError("internal_error", "The worker failed while checking the files", blame=Blame.INTERNAL)
@@ -141,7 +150,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases, 
             if facts is not None
         }
         spec = _resolve(job, base, report, extension, max_sequence_tokens)
-        await guarded.write(resources, lease, partial(_accept, spec, dataset))
+        await guarded.write(resources, lease, partial(_accept, spec, dataset, resources.settings.lease_seconds))
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -181,7 +190,9 @@ async def _store_tokens(
     }
 
 
-async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSession, job: Job, now: datetime) -> None:
+async def _accept(
+    spec: TrainSpec, dataset: dict[str, Any], ttl: float, session: AsyncSession, job: Job, now: datetime
+) -> None:
     job.spec = json.loads(spec.model_dump_json())
     job.dataset = dataset
     job.hyperparameters = {
@@ -194,6 +205,9 @@ async def _accept(spec: TrainSpec, dataset: dict[str, Any], session: AsyncSessio
         for warning in _warnings(part, counts, spec):
             events.add(session, job, warning, now=now, level="warn")
     job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
+    if not await workers.can_train(session, job.pool, silent_seconds=ttl):
+        message = f"No worker of the pool '{job.pool}' is running; the job waits for one"
+        events.add(session, job, message, now=now, level="warn")
     job.crashes = 0
     leases.release(session, job)
 
@@ -224,15 +238,20 @@ def _warnings(part: str, counts: dict[str, Any], spec: TrainSpec) -> list[str]:
     return found
 
 
-async def _settle(resources: Resources, lease: Lease, error: TrainError | None) -> None:
+async def _settle(resources: Resources, lease: Lease, error: TrainError | BaseUnavailable | None) -> None:
     with suppress(LeaseLost):
         await guarded.write(resources, lease, partial(_record_end, error, resources.settings.max_crashes))
 
 
 async def _record_end(
-    error: TrainError | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
+    error: TrainError | BaseUnavailable | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
 ) -> None:
     if error is None:
+        leases.release(session, job)
+    elif isinstance(error, BaseUnavailable):
+        leases.leave_to_others(session, job, reason=str(error), now=now)
+    elif error.blame == Blame.TRANSIENT:
+        job.not_before_at = now + _TRANSIENT_RETRY
         leases.release(session, job)
     elif error.blame == Blame.USER:
         job.error = {"code": error.code, "message": error.message, "param": error.param}

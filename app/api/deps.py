@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
-from app.errors import InvalidRequest, Unauthenticated
+from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.resources import Resources
 from app.services import keys
 
@@ -41,6 +41,13 @@ async def authenticate(
         principal = await keys.authenticate(session, key.strip())
     request.state.organization_id = principal.organization_id
     return principal
+
+
+async def require_operator(principal: Annotated[Principal, Depends(authenticate)], resources: Opened) -> None:
+    """Whoever holds a key of the default project runs the installation; other projects are its tenants."""
+    async with resources.read() as session:
+        if not await keys.is_operator(session, principal):
+            raise Forbidden("This needs a key of the server's operator, which is one of the default project.")
 
 
 async def read_session(resources: Opened) -> AsyncIterator[AsyncSession]:

@@ -8,6 +8,8 @@ from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, MetaData, 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from worker.contract.extension import DEFAULT_POOL
+
 
 class JobStatus(StrEnum):
     VALIDATING_FILES = "validating_files"
@@ -20,6 +22,13 @@ class JobStatus(StrEnum):
 
 
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    UNHEALTHY = "unhealthy"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -52,6 +61,7 @@ class Base(DeclarativeBase):
         list[str]: JSON(none_as_null=True),
         list[dict[str, Any]]: JSON(none_as_null=True),
         JobStatus: String(32),
+        WorkerState: String(16),
         int: BigInteger,
     }
 
@@ -134,7 +144,9 @@ class Job(ProjectRow):
     __tablename__ = "jobs"
     __table_args__ = (
         Index(None, "project_id", "created_at", "id"),
-        Index(None, "status", "lease_owner", "created_at"),
+        Index(None, "status", "lease_owner", "pool"),  # what may be claimed
+        Index(None, "claimed_from", "project_id"),  # how much each project has in hand
+        Index(None, "lease_owner"),
         Index(None, "lease_expires_at"),
     )
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -148,6 +160,13 @@ class Job(ProjectRow):
     suffix: Mapped[str | None] = mapped_column(String(64))
     seed: Mapped[int]
     method: Mapped[str] = mapped_column(String(32), default="supervised")
+    quantization: Mapped[str | None] = mapped_column(String(16))
+    # What the claim goes by: see `app.services.leases`.
+    priority: Mapped[int] = mapped_column(default=0)
+    pool: Mapped[str] = mapped_column(String(64), default=DEFAULT_POOL)
+    is_preemptible: Mapped[bool] = mapped_column(default=False)
+    queued_at: Mapped[datetime | None]
+    preempts_job_id: Mapped[str | None] = mapped_column(String(64))  # while it waits: the job that makes room for it
     # As asked for, "auto" included; replaced by the resolved numbers once the files are validated.
     hyperparameters: Mapped[dict[str, Any]]
     job_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
@@ -173,6 +192,8 @@ class Job(ProjectRow):
     claimed_from: Mapped[JobStatus | None]
     fence: Mapped[int] = mapped_column(default=0)
     crashes: Mapped[int] = mapped_column(default=0)
+    # Whether a slot was blamed already for a run that failed before its first step.
+    has_been_excused: Mapped[bool] = mapped_column(default=False)
     event_sequence: Mapped[int] = mapped_column(default=0)
 
 
@@ -243,4 +264,26 @@ class LogSegment(JobRow):
     bytes: Mapped[int]
 
 
-SERVER_TABLES = (Organization, Project, ApiKey, BaseModel)
+class Worker(Base):
+    """A worker process, as it last described itself. What its slots work on is told by the jobs' leases.
+
+    `slots` are objects with `number`, `device`, `state` (idle, busy, unhealthy), `base_model` and `quantization`
+    (what is loaded); `unavailable_bases` maps ids of base models that this worker cannot get to the reason.
+    """
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    hostname: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    version: Mapped[str] = mapped_column(String(32))
+    pool: Mapped[str] = mapped_column(String(64))
+    kinds: Mapped[list[str]]
+    state: Mapped[WorkerState]
+    slots: Mapped[list[dict[str, Any]]]
+    unavailable_bases: Mapped[dict[str, Any]]
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]
+    drain_requested_at: Mapped[datetime | None]
+
+
+SERVER_TABLES = (Organization, Project, ApiKey, BaseModel, Worker)

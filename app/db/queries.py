@@ -1,13 +1,15 @@
-"""The only ways to begin a query: by project, by lease (app.services.leases), or on a server table.
+"""The only ways to begin a query: by project, by lease (app.services.leases and scheduling), or on a server table.
 
 `tests/unit/test_query_doors.py` finds any other.
 """
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, func, literal_column, select
+from sqlalchemy import ColumnElement, Select, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from app.auth import Principal
 from app.db.models import SERVER_TABLES, Base, JobRow, ProjectRow
@@ -37,6 +39,20 @@ def of_project(model: type[TenantRow], project_id: str) -> Select[TenantRow]:
 def of_job(model: type[RowOfJob], job_id: str) -> Select[RowOfJob]:
     """A worker's rows of the job that it holds a lease on."""
     return select(model).where(model.job_id == job_id)
+
+
+def naming(column: ColumnElement[str] | InstrumentedAttribute[str], keys: Collection[str]) -> Select[str]:
+    """Those of the storage keys that the column names, in whatever project: for sweeps, which show nobody a row."""
+    return select(column).where(column.in_(keys))
+
+
+async def alone(session: AsyncSession, purpose: str) -> None:
+    """Until the end of its transaction this session is the only one for the purpose: others wait here.
+
+    For what is looked for and then made, where there is no row yet to lock. SQLite has one writer anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(purpose, 0))))
 
 
 async def database_now(session: AsyncSession) -> datetime:

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-TRAINING_POOL = "default"
+# Who trains waits on the name of its pool; who checks files waits on this one.
 VALIDATION_POOL = "cpu"
 
 
@@ -16,7 +16,13 @@ class Waiter(Protocol):
 
 class Queue(Protocol):
     async def wake(self, pool: str) -> None:
-        """Wake whoever waits on `pool`. Names no job, may be lost."""
+        """Wake whoever waits on `pool`, without waiting for it to happen. Names no job, may be lost, never raises."""
         ...
 
-    def waiter(self, pool: str) -> Waiter: ...
+    def waiter(self, pool: str) -> Waiter:
+        """Whoever holds it is woken when there may be work for `pool`, whichever process says so."""
+        ...
+
+    async def problem(self) -> str | None:
+        """Why waking between processes does not work now, for whoever runs the server; None if it does."""
+        ...

@@ -39,3 +39,7 @@ class ErrorEnvelope(Wire):
 
 class Health(Wire):
     status: Literal["ok"]
+
+
+class Readiness(Health):
+    queue: Literal["ok", "away"]

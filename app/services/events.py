@@ -20,6 +20,8 @@ def add(
     data: dict[str, Any] | None = None,
 ) -> Event:
     """Append an event. The session must hold the job row (a write session, or a lease's guard)."""
+    # It may quote a file, whose strings hold what PostgreSQL takes in no text.
+    storable = message.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     job.event_sequence += 1
     event = Event(
         id=new_id("ftevent-"),
@@ -29,7 +31,7 @@ def add(
         created_at=now,
         level=level,
         type=type,
-        message=message,
+        message=storable,
         data=data,
     )
     session.add(event)

@@ -4,7 +4,7 @@ import asyncio
 import unicodedata
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -38,14 +38,14 @@ def check_name(filename: str, *, purpose: str) -> str:
     return label
 
 
-async def store(storage: Storage, path: Path, *, purpose: str, max_line_bytes: int) -> tuple[str, StoredObject]:
+async def store(storage: Storage, file: BinaryIO, *, purpose: str, max_line_bytes: int) -> tuple[str, StoredObject]:
     """Check an uploaded file's content and put it in storage under a new file id. Raises InvalidRequest."""
     if purpose == "fine-tune":
-        refusal = await asyncio.to_thread(rows.check_jsonl, path, max_line_bytes=max_line_bytes)
+        refusal = await asyncio.to_thread(rows.check_jsonl, file, max_line_bytes=max_line_bytes)
         if refusal is not None:
             raise InvalidRequest(refusal)
     file_id = new_id("file-")
-    return file_id, await storage.put_file(keys.uploaded_file(file_id), path)
+    return file_id, await storage.put_file(keys.uploaded_file(file_id), file)
 
 
 async def create(
@@ -76,8 +76,9 @@ async def create(
     return file
 
 
-async def get(session: AsyncSession, principal: Principal, *, file_id: str) -> File:
-    file = await lookup.find(session, scoped(File, principal), File.id, file_id)
+async def get(session: AsyncSession, principal: Principal, *, file_id: str, lock: bool = False) -> File:
+    query = scoped(File, principal)
+    file = await lookup.find(session, query.with_for_update() if lock else query, File.id, file_id)
     if file is None:
         raise NotFound(f"No such File object: {lookup.shown(file_id)}", param="id")
     return file
@@ -107,7 +108,7 @@ async def search(
 
 
 async def delete(session: AsyncSession, principal: Principal, *, file_id: str) -> File:
-    file = await get(session, principal, file_id=file_id)
+    file = await get(session, principal, file_id=file_id, lock=True)
     await session.delete(file)
     await objects.let_go(session, project_id=principal.project_id, storage_key=file.storage_key)
     return file

@@ -54,6 +54,8 @@ def move(
     job.status = status
     if status == JobStatus.RUNNING and job.started_at is None:
         job.started_at = now
+    if status == JobStatus.QUEUED:
+        job.queued_at = now
     if status in TERMINAL:
         job.finished_at = now
         job.estimated_finish_at = None

@@ -15,6 +15,7 @@ from app.queue.base import VALIDATION_POOL
 from app.schemas.jobs import DpoHyperparameters, Hyperparameters, JobCreate
 from app.services import adapters, events, extensions, job_states, leases, lookup, objects
 from app.services.adapters import Adapter
+from worker.contract.extension import Extension
 
 
 async def create(
@@ -38,6 +39,7 @@ async def create(
     await _require_file(session, principal, file_id=body.training_file, param="training_file")
     if body.validation_file is not None:
         await _require_file(session, principal, file_id=body.validation_file, param="validation_file")
+    options = body.hone or Extension()
     now = utc_now()
     job = Job(
         id=new_id("ftjob-"),
@@ -51,6 +53,10 @@ async def create(
         suffix=body.suffix,
         seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
         method=body.method.type if body.method else "supervised",
+        quantization=options.quantization,
+        priority=options.priority,
+        pool=options.pool,
+        is_preemptible=options.preemptible,
         hyperparameters=hyperparameters.model_dump(),
         extension=body.hone.model_dump(mode="json", exclude_unset=True) if body.hone else None,
         initial_adapter=initial_adapter.remembered() if initial_adapter else None,

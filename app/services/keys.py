@@ -4,9 +4,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal, hash_key, key_hint, new_key
 from app.db.models import ApiKey, Organization, Project
-from app.db.queries import server_rows
-from app.errors import Unauthenticated
+from app.db.queries import alone, server_rows
+from app.errors import InvalidRequest, Unauthenticated
 from app.ids import new_id, utc_now
+
+_DEFAULT = "default project"
+_MAX_NAME_CHARACTERS = 64
 
 
 async def authenticate(session: AsyncSession, key: str) -> Principal:
@@ -23,11 +26,18 @@ async def authenticate(session: AsyncSession, key: str) -> Principal:
     return Principal(*row)
 
 
+async def is_operator(session: AsyncSession, principal: Principal) -> bool:
+    """Whether the caller's project is the default one, whose keys only somebody at the server can make."""
+    project = await _default_project(session)
+    return project is not None and project.id == principal.project_id
+
+
 async def bootstrap(session: AsyncSession, *, api_key: str | None) -> str | None:
     """Make the default organization, project and key, if there are none. Returns a key that was made up, to be shown.
 
     `api_key` is the operator's own key for the default project; it is added when it is not known yet.
     """
+    await alone(session, _DEFAULT)
     project = await _default_project(session)
     if project is not None:
         if api_key is not None and not await _is_known(session, api_key):
@@ -44,6 +54,8 @@ async def bootstrap(session: AsyncSession, *, api_key: str | None) -> str | None
 
 async def add_to_default_project(session: AsyncSession, *, name: str) -> str:
     """Make another key for the default project and return it; it is stored nowhere in clear."""
+    if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or not name.isprintable():
+        raise InvalidRequest(f"A key's name has 1 to {_MAX_NAME_CHARACTERS} characters that print.", param="name")
     project = await default_project(session)
     made = new_key()
     create(session, project_id=project.id, name=name, key=made)
@@ -52,6 +64,7 @@ async def add_to_default_project(session: AsyncSession, *, name: str) -> str:
 
 async def default_project(session: AsyncSession) -> Project:
     """The first project; it is made if there is none."""
+    await alone(session, _DEFAULT)
     return await _default_project(session) or await create_project(session, name="default")
 
 

@@ -1,6 +1,6 @@
 """Who works on a job. A lease is an owner, an expiry and a fence; a write under a lost lease changes nothing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,10 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db import after_commit
 from app.db.models import Job, JobStatus
 from app.db.queries import database_now
-from app.queue.base import TRAINING_POOL, VALIDATION_POOL
-from app.services import job_states
-
-POOL_OF = {JobStatus.VALIDATING_FILES: VALIDATION_POOL, JobStatus.QUEUED: TRAINING_POOL}
+from app.queue.base import VALIDATION_POOL
+from app.services import events, job_states, scheduling
+from app.services.scheduling import LoadedBase
 
 
 class LeaseLost(Exception):
@@ -30,33 +29,36 @@ class Lease:
 
 
 async def claim(
-    session: AsyncSession, *, owner: str, status: JobStatus, ttl_seconds: float
+    session: AsyncSession,
+    *,
+    owner: str,
+    status: JobStatus,
+    ttl_seconds: float,
+    pool: str | None = None,
+    loaded: LoadedBase | None = None,
+    excluded_bases: Collection[str] = (),
+    excluded_jobs: Collection[str] = (),
 ) -> tuple[Lease, Job] | None:
-    """Take the oldest free job in `status` (validating_files or queued), or return None.
+    """Take the next free job in `status` (validating_files or queued), or return None.
 
-    A queued job becomes running in the same transaction. Two claimers never get the same job: on
-    PostgreSQL the rows being claimed are skipped, on SQLite a write session has the database to itself.
+    Which job is next is said in `app.services.scheduling`; `pool` limits the choice to one pool's jobs, `loaded`
+    is the base model that the claimer has warm, and jobs on `excluded_bases` are left to others, as are
+    `excluded_jobs`. A queued job becomes running in the same transaction. Two claimers never get the same job:
+    on PostgreSQL the rows being claimed are skipped, on SQLite a write session has the database to itself.
     """
     now = await database_now(session)
-    free = (
-        select(Job.id)
-        .where(
-            Job.status == status,
-            Job.lease_owner.is_(None),
-            or_(Job.not_before_at.is_(None), Job.not_before_at <= now),
-        )
-        .order_by(Job.created_at, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
+    following = scheduling.next_job(
+        status, now=now, pool=pool, loaded=loaded, excluded_bases=excluded_bases, excluded_jobs=excluded_jobs
     )
     claimed = await session.scalar(
         update(Job)
-        .where(Job.id == free.scalar_subquery())
+        .where(Job.id == following.scalar_subquery())
         .values(
             lease_owner=owner,
             lease_expires_at=now + timedelta(seconds=ttl_seconds),
             claimed_from=status,
             fence=Job.fence + 1,
+            preempts_job_id=None,
         )
         .returning(Job.id)
     )
@@ -68,6 +70,23 @@ async def claim(
         message = "Fine-tuning job resumed" if resumed else "Fine-tuning job started"
         job_states.move(session, job, JobStatus.RUNNING, message=message, now=now)
     return Lease(job.id, owner, job.fence), job
+
+
+async def preempt(
+    session: AsyncSession, held: Sequence[Lease], *, pool: str, excluded_bases: Collection[str] = ()
+) -> Lease | None:
+    """Which of the `held` leases must make room for a job that waits, or None. The waiting job is marked as served.
+
+    The holder stops that run at a checkpoint and hands the job back; its slot then claims what is most urgent.
+    """
+    now = await database_now(session)
+    query = scheduling.next_preemption(_any_of(held), now=now, pool=pool, excluded_bases=excluded_bases)
+    found = (await session.execute(query)).one_or_none()
+    if found is None:
+        return None
+    waiting, running = found
+    await session.execute(update(Job).where(Job.id == waiting).values(preempts_job_id=running))
+    return next(lease for lease in held if lease.job_id == running)
 
 
 async def hold(session: AsyncSession, lease: Lease) -> tuple[Job, datetime]:
@@ -90,6 +109,8 @@ async def hold(session: AsyncSession, lease: Lease) -> tuple[Job, datetime]:
 
 async def renew(session: AsyncSession, held: Sequence[Lease], *, ttl_seconds: float) -> None:
     """Push the expiry of the leases that are still this worker's, in one statement."""
+    if not held:
+        return
     now = await database_now(session)
     await session.execute(
         update(Job).where(_any_of(held)).values(lease_expires_at=now + timedelta(seconds=ttl_seconds))
@@ -106,8 +127,10 @@ def release(session: AsyncSession, job: Job) -> None:
     job.lease_owner = None
     job.lease_expires_at = None
     job.claimed_from = None
-    if pool := POOL_OF.get(job.status):
-        after_commit.wake(session, pool)
+    if job.status == JobStatus.VALIDATING_FILES:
+        after_commit.wake(session, VALIDATION_POOL)
+    elif job.status == JobStatus.QUEUED:
+        after_commit.wake(session, job.pool)
 
 
 def revoke(session: AsyncSession, job: Job) -> None:
@@ -121,6 +144,22 @@ def hand_back(session: AsyncSession, job: Job, *, message: str, now: datetime, l
     if job.status == JobStatus.RUNNING:
         job_states.move(session, job, JobStatus.QUEUED, message=message, now=now, level=level)
     release(session, job)
+
+
+def leave_to_others(session: AsyncSession, job: Job, *, reason: str, now: datetime) -> None:
+    """Give a job back that this worker can do nothing with. Counts nothing; the worker must not claim it again."""
+    message = f"{reason}; the job waits for another"
+    if job.status == JobStatus.RUNNING:
+        hand_back(session, job, message=message, now=now, level="warn")
+    else:
+        events.add(session, job, message, now=now, level="warn")
+        release(session, job)
+
+
+def excused(session: AsyncSession, job: Job, *, reason: str, now: datetime) -> None:
+    """Give a job back after a run that failed before its first step, for which its slot is blamed: once a job."""
+    job.has_been_excused = True
+    hand_back(session, job, message=f"{reason}; the job will be tried again", now=now, level="warn")
 
 
 def crashed(session: AsyncSession, job: Job, *, reason: str, max_crashes: int, now: datetime) -> None:
@@ -149,10 +188,22 @@ async def owners(session: AsyncSession) -> set[str]:
     return {owner.partition("/")[0] for owner in held if owner}
 
 
+async def jobs_by_owner(session: AsyncSession) -> dict[str, str]:
+    """Who works on what: owners of leases, and the ids of their jobs."""
+    held = await session.execute(select(Job.lease_owner, Job.id).where(Job.lease_owner.is_not(None)))
+    return {owner: job_id for owner, job_id in held if owner is not None}
+
+
 async def held_by(session: AsyncSession, worker_id: str) -> list[Job]:
     """The jobs that a worker holds, locked."""
     query = select(Job).where(Job.lease_owner.startswith(f"{worker_id}/", autoescape=True)).with_for_update()
     return list(await session.scalars(query))
+
+
+async def fences(session: AsyncSession, job_ids: Collection[str]) -> dict[str, int]:
+    """The fences of those of the jobs that somebody works on."""
+    query = select(Job.id, Job.fence).where(Job.id.in_(job_ids), Job.lease_owner.is_not(None))
+    return {job_id: fence for job_id, fence in await session.execute(query)}  # noqa: C416 - rows are not pairs
 
 
 def _any_of(held: Iterable[Lease]):

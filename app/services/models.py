@@ -23,8 +23,12 @@ async def search(session: AsyncSession, principal: Principal) -> Sequence[BaseMo
     return [*bases, *own]
 
 
-async def get(session: AsyncSession, principal: Principal, *, model_id: str) -> BaseModel | FineTunedModel:
-    own = await lookup.find(session, scoped(FineTunedModel, principal), FineTunedModel.id, model_id)
+async def get(
+    session: AsyncSession, principal: Principal, *, model_id: str, lock: bool = False
+) -> BaseModel | FineTunedModel:
+    """`lock` holds the row of a project's own model until the end of the transaction."""
+    query = scoped(FineTunedModel, principal)
+    own = await lookup.find(session, query.with_for_update() if lock else query, FineTunedModel.id, model_id)
     found = own or await lookup.find(session, server_rows(BaseModel), BaseModel.id, model_id)
     if found is None:
         raise NotFound(_missing(model_id), param="model", code="model_not_found")
@@ -33,7 +37,7 @@ async def get(session: AsyncSession, principal: Principal, *, model_id: str) -> 
 
 async def delete(session: AsyncSession, principal: Principal, *, model_id: str) -> FineTunedModel:
     """The adapter's archive goes too, unless a result file or a checkpoint still refers to it."""
-    model = await get(session, principal, model_id=model_id)
+    model = await get(session, principal, model_id=model_id, lock=True)
     if isinstance(model, BaseModel):
         raise Forbidden(f"The model '{model.id}' is a base model of this server; only its operator can remove it.")
     await session.delete(model)

@@ -4,31 +4,30 @@ import asyncio
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from alembic import command
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import StatementError
 
-from app.db import migrations
+from app.db import drivers, migrations
 from app.db.models import ApiKey, Organization
 from app.db.queries import server_rows
 from app.ids import new_id, utc_now
 from app.resources import Resources
-from app.settings import Settings
+from tests.backends import Site
 
 _UPGRADE = "import sys; from app.db import migrations; migrations.upgrade(sys.argv[1])"
 
 
-def url_of(directory: Path) -> str:
-    return Settings(data_directory=directory).resolved_database_url
+def url_of(site: Site) -> str:
+    return site.settings().resolved_database_url
 
 
 async def test_read_then_write_by_many_does_not_lock(resources: Resources) -> None:
     async def rename(number: int) -> None:
         async with resources.write() as session:
-            organization = (await session.scalars(server_rows(Organization))).one()
+            organization = (await session.scalars(server_rows(Organization).with_for_update())).one()
             await asyncio.sleep(0)
             organization.name = f"{organization.name}{number % 10}"
 
@@ -79,37 +78,68 @@ async def test_times_come_back_in_utc(resources: Resources) -> None:
         assert (await session.get_one(Organization, "org-x")).created_at == now
 
 
-def test_three_processes_may_migrate_at_once(tmp_path: Path) -> None:
+def test_three_processes_may_migrate_at_once(unmigrated_site: Site) -> None:
     def upgrade(_: int) -> int:
-        return subprocess.run([sys.executable, "-c", _UPGRADE, url_of(tmp_path)], check=False).returncode
+        return subprocess.run([sys.executable, "-c", _UPGRADE, url_of(unmigrated_site)], check=False).returncode
 
     with ThreadPoolExecutor() as three:
         assert list(three.map(upgrade, range(3))) == [0, 0, 0]
-    migrations.require_current(url_of(tmp_path))
+    migrations.require_current(url_of(unmigrated_site))
 
 
-def test_the_schema_is_that_of_the_models_and_can_be_taken_back(tmp_path: Path) -> None:
-    url = url_of(tmp_path)
-    migrations.upgrade(url)
-    engine = create_engine(migrations.synchronous_url(url))
-    with engine.connect() as connection:
+def test_the_schema_is_that_of_the_models_and_can_be_taken_back(site: Site) -> None:
+    def take_back_and_again(connection: Connection) -> None:
         config = migrations.alembic_config()
         config.attributes["connection"] = connection
         command.check(config)
         command.downgrade(config, "base")
         command.upgrade(config, "head")
-        connection.commit()
-    engine.dispose()
-    migrations.require_current(url)
+
+    migrations.run(url_of(site), take_back_and_again)
+    migrations.require_current(url_of(site))
 
 
-def test_an_old_schema_is_told_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(migrations.OldSchema, match="no database yet"):
-        migrations.require_current(url_of(tmp_path))
-    migrations.upgrade(url_of(tmp_path))
-    engine = create_engine(migrations.synchronous_url(url_of(tmp_path)))
-    with engine.begin() as connection:
-        connection.execute(text("update alembic_version set version_num = '0000'"))
-    engine.dispose()
-    with pytest.raises(migrations.OldSchema, match="at schema 0000"):
-        migrations.require_current(url_of(tmp_path))
+def test_a_migration_that_fails_leaves_nothing(unmigrated_site: Site) -> None:
+    def half_way(connection: Connection) -> None:
+        config = migrations.alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        raise RuntimeError("the process dies here")
+
+    with pytest.raises(RuntimeError):
+        migrations.run(url_of(unmigrated_site), half_way)
+    migrations.upgrade(url_of(unmigrated_site))
+    migrations.require_current(url_of(unmigrated_site))
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (None, "at schema none, .* Stop all Hone processes and run `hone migrate`"),
+        ("9999", "at schema 9999, which this version of Hone does not know: a newer one"),
+    ],
+)
+def test_another_schema_is_told_in_a_sentence(site: Site, found: str | None, sentence: str) -> None:
+    def mark(connection: Connection) -> None:
+        connection.execute(text("delete from alembic_version"))
+        if found is not None:
+            connection.execute(text("insert into alembic_version values (:found)"), {"found": found})
+
+    migrations.run(url_of(site), mark)
+    with pytest.raises(migrations.OldSchema, match=sentence):
+        migrations.require_current(url_of(site))
+
+
+def test_an_empty_database_is_told_in_a_sentence(unmigrated_site: Site) -> None:
+    with pytest.raises(migrations.OldSchema, match=r"[Rr]un `hone migrate`"):
+        migrations.require_current(url_of(unmigrated_site))
+
+
+def test_only_a_database_of_this_machine_is_upgraded_by_itself(unmigrated_site: Site) -> None:
+    url = url_of(unmigrated_site)
+    if drivers.is_sqlite(url):
+        migrations.prepare(url)
+        migrations.require_current(url)
+    else:
+        with pytest.raises(migrations.OldSchema):
+            migrations.prepare(url)

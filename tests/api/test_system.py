@@ -10,20 +10,25 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from starlette.types import Message, Scope
 
 from app import openapi
 from app.api.middleware import RequestContext
+from app.db import migrations
 from app.main import create_app
 from app.resources import Resources
 from app.settings import Settings
 from tests.conftest import Served, Tenant, serve
+from tests.servers import required
+from tests.servers.redis import running
 
 
 @pytest.fixture
 def served_without_database(tmp_path: Path) -> Iterator[Served]:
     database = tmp_path / "elsewhere" / "hone.db"
     settings = Settings(data_directory=tmp_path / "data", database_url=f"sqlite+aiosqlite:///{database}")
+    migrations.upgrade(settings.resolved_database_url)
     for server in serve(settings):
         shutil.rmtree(database.parent)  # the server has not connected yet
         yield server
@@ -31,9 +36,23 @@ def served_without_database(tmp_path: Path) -> Iterator[Served]:
 
 async def test_health(served: Served) -> None:
     async with httpx.AsyncClient(base_url=served.url) as http:
-        for path in ("/healthz", "/readyz"):
-            answer = await http.get(path)
-            assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        alive, ready = await http.get("/healthz"), await http.get("/readyz")
+    assert (alive.status_code, alive.json()) == (200, {"status": "ok"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ok", "queue": "ok"})
+
+
+async def test_without_its_redis_the_server_is_ready_and_says_so(tmp_path: Path) -> None:
+    required.skip_without("redis-server")
+    with running(tmp_path / "redis") as redis:
+        settings = Settings(data_directory=tmp_path / "data", redis_url=SecretStr(redis.url))
+        for server in serve(settings):
+            async with httpx.AsyncClient(base_url=server.url) as http:
+                assert (await http.get("/readyz")).json() == {"status": "ok", "queue": "ok"}
+                redis.freeze()
+                answer = await http.get("/readyz")
+                assert (answer.status_code, answer.json()) == (200, {"status": "ok", "queue": "away"})
+                redis.kill()
+                assert (await http.get("/readyz")).json()["queue"] == "away"
 
 
 async def test_without_a_database_the_server_says_so(served_without_database: Served) -> None:
@@ -132,7 +151,7 @@ def test_the_committed_openapi_document_is_current() -> None:
 def test_the_api_loads_no_training_library() -> None:
     code = (
         "import sys, app.main, app.openapi\n"
-        "heavy = {'torch', 'transformers', 'peft', 'accelerate'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'peft', 'accelerate', 'arq', 'redis'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.processes import BASE, KEY, Installation
+from tests.backends import Site
+from tests.e2e.processes import BASE, KEY, Installation, Process
+from tests.servers import redis, required
 
 
 def test_the_first_start_makes_a_key_and_says_what_to_do(tmp_path: Path) -> None:
@@ -43,6 +45,19 @@ def test_doctor_says_what_is_missing(tmp_path: Path, install: Callable[..., Inst
     whole = install().hone("doctor")
     assert f"Base model {BASE}" in whole.stdout
     assert "PyTorch" in whole.stdout
+    assert "Queue: within each process" in whole.stdout
+
+
+def test_doctor_asks_redis(tmp_path: Path) -> None:
+    required.skip_without("redis-server")
+    with redis.running(tmp_path / "redis", password="a-secret-word") as server:
+        installation = Installation(tmp_path / "data", {"HONE_REDIS_URL": server.url})
+        assert "Queue: Redis answers" in installation.hone("doctor").stdout
+        server.kill()
+        examined = installation.hone("doctor")
+        assert "Queue: Redis: Error" in examined.stdout
+        assert "HONE_REDIS_URL" in examined.stdout
+        assert "a-secret-word" not in examined.stdout + examined.stderr
 
 
 def test_a_wrong_setting_is_named_and_not_shown(tmp_path: Path) -> None:
@@ -53,3 +68,18 @@ def test_a_wrong_setting_is_named_and_not_shown(tmp_path: Path) -> None:
     assert "HONE_PORT: " in refused.stdout
     assert "tooshort" not in refused.stdout + refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_an_old_schema_is_refused_with_a_sentence(unmigrated_site: Site) -> None:
+    installation = Installation.at(unmigrated_site)
+    for command in (["worker"], ["serve", "--api-only", "--port", "0"]):
+        refused = installation.hone(*command)
+        assert refused.returncode == 1
+        assert "hone migrate" in refused.stdout
+        assert "Traceback" not in refused.stdout + refused.stderr
+
+
+def test_a_taken_port_is_told(server: Process, install: Callable[..., Installation]) -> None:
+    refused = install().hone("serve", "--port", server.url.rpartition(":")[2])
+    assert refused.returncode == 1
+    assert "choose another with --port" in refused.stdout

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from tests.backends import Site
 from tests.e2e.processes import (
     BASE,
     Process,
@@ -43,7 +44,7 @@ print(json.dumps({"loss": loss / weight, "tokens": weight}))
 """
 
 
-def test_a_job_from_upload_to_adapter(server: Process, template: Path, tmp_path: Path) -> None:
+def test_a_job_from_upload_to_adapter(server: Process, template: Site, tmp_path: Path) -> None:
     client = server.client()
     job = create_job(client, epochs=2, suffix="weeks")
     assert job.status == "validating_files"
@@ -66,7 +67,7 @@ def test_a_job_from_upload_to_adapter(server: Process, template: Path, tmp_path:
     adapter = tmp_path / "adapter"
     zipfile.ZipFile(io.BytesIO(archive)).extractall(adapter)
     answer = subprocess.run(
-        [sys.executable, "-c", _USE_ADAPTER, str(template.parent / "base"), str(adapter)],
+        [sys.executable, "-c", _USE_ADAPTER, str(template.data.parent / "base"), str(adapter)],
         input=rows(12, start=100).decode(),
         capture_output=True,
         text=True,
@@ -77,7 +78,7 @@ def test_a_job_from_upload_to_adapter(server: Process, template: Path, tmp_path:
     assert abs(independent["loss"] - float(table[-1]["full_valid_loss"])) < 1e-4
     card = (adapter / "README.md").read_text()
     assert BASE in card
-    assert str(template) not in card
+    assert str(template.data) not in card
 
 
 def test_the_events_tell_the_story_in_order(server: Process) -> None:

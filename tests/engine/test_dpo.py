@@ -19,7 +19,7 @@ from tests.engine.pairs import Pair, load_pairs, random_pairs, spec
 from tests.engine.wide import Float64, widen
 from worker.contract.spec import DpoSettings, LoraSettings
 from worker.data.pair_file import PairFile
-from worker.engine import adapters, base_model, batches, dpo, sft
+from worker.engine import adapters, base_model, batches, dpo, prefixes, sft
 from worker.engine.pair_packing import pack_pairs
 from worker.engine.sft import Sums
 
@@ -104,7 +104,7 @@ def assert_equal(directory: Path, data: PairFile, settings: DpoSettings, *, wide
         expected = naive_loss(eager_model, eager_adapter, PAIRS, settings)
         expected_gradients = reference.gradients(eager_adapter, len(data))
         for budget, repeats_prompt in ((1, False), (90, False), (10_000, True)):
-            given = replace(data, repeats_prompt=repeats_prompt or not dpo.shares_prompts(model, spec()))
+            given = replace(data, repeats_prompt=repeats_prompt or not prefixes.can_be_shared(model, spec()))
             sums = packed(model, adapter, given, settings, budget)
             assert sums.mean_loss == pytest.approx(expected / len(data), abs=tolerance)
             assert (sums.weight, sums.tokens) == (len(data), len(data.tokens))
@@ -169,12 +169,12 @@ def test_no_pair_sees_another_and_no_answer_the_other(directories: dict[str, Pat
 
 
 def test_prompts_are_shared_only_where_that_is_exact(directories: dict[str, Path]) -> None:
-    exact = {name for name, directory in directories.items() if dpo.shares_prompts(ours(directory)[0], spec())}
+    exact = {name for name, directory in directories.items() if prefixes.can_be_shared(ours(directory)[0], spec())}
     assert set(directories) - exact == {"llama-dynamic", "phi4"}
     model, _ = ours(directories["llama3"])
-    assert not dpo.shares_prompts(model, spec(lora=LoraSettings(dropout=0.1)))
+    assert not prefixes.can_be_shared(model, spec(lora=LoraSettings(dropout=0.1)))
     model.config.attention_dropout = 0.1
-    assert not dpo.shares_prompts(model, spec())
+    assert not prefixes.can_be_shared(model, spec())
 
 
 def test_dropout_reaches_the_policy_and_not_the_reference(directories: dict[str, Path], data: PairFile) -> None:

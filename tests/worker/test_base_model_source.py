@@ -10,29 +10,28 @@ from app.errors import InvalidRequest
 from app.resources import Resources
 from app.services import base_models
 from tests.tiny import build_tiny_base
-from worker.bases import Bases
-from worker.contract.errors import Blame, TrainError
+from worker.bases import Bases, BaseUnavailable
 from worker.data import base_model_source
 from worker.data.base_model_source import BadBaseModel
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture
-def copy(base: Path, tmp_path: Path) -> Path:
-    shutil.copytree(base, tmp_path / "copy")
+def copy(pristine: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pristine, tmp_path / "copy")
     return tmp_path / "copy"
 
 
-def test_a_directory_is_measured_without_loading_it(base: Path) -> None:
+def test_a_directory_is_measured_without_loading_it(pristine: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    directory, revision = base_model_source.fetch(str(base))
+    directory, revision = base_model_source.fetch(str(pristine))
     facts = base_model_source.inspect(directory, revision)
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(pristine)
     assert facts.num_parameters == model.num_parameters()
     assert facts.context_tokens == model.config.max_position_embeddings
 
@@ -65,8 +64,8 @@ def test_what_cannot_be_a_base_is_refused(copy: Path, name: str, content: bytes 
         base_model_source.inspect(copy, "r")
 
 
-def test_a_source_is_a_directory_or_a_repository(base: Path) -> None:
-    assert base_model_source.normalize_source(str(base)) == str(base.resolve())
+def test_a_source_is_a_directory_or_a_repository(pristine: Path) -> None:
+    assert base_model_source.normalize_source(str(pristine)) == str(pristine.resolve())
     assert base_model_source.normalize_source("owner/name-1.5") == "owner/name-1.5"
     for wrong in ("nowhere", "/no/such/directory", "a/b/c", "../up"):
         with pytest.raises(BadBaseModel, match="neither"):
@@ -74,11 +73,11 @@ def test_a_source_is_a_directory_or_a_repository(base: Path) -> None:
 
 
 def test_a_repository_is_found_in_the_hugging_face_cache(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = "a" * 40
     cached = tmp_path / "hub" / "models--owner--name"
-    shutil.copytree(base, cached / "snapshots" / commit)
+    shutil.copytree(pristine, cached / "snapshots" / commit)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -90,7 +89,7 @@ def test_a_repository_is_found_in_the_hugging_face_cache(
         base_model_source.fetch("owner/other")
 
 
-async def test_a_changed_base_is_not_trained_on(resources: Resources, copy: Path) -> None:
+async def test_a_changed_base_is_not_trained_on(resources: Resources, pristine: Path, copy: Path) -> None:
     facts = base_model_source.inspect(copy, base_model_source.directory_revision(copy))
     async with resources.write() as session:
         base = await base_models.add(session, model_id="mine", source=str(copy), facts=facts)
@@ -98,9 +97,12 @@ async def test_a_changed_base_is_not_trained_on(resources: Resources, copy: Path
     assert await bases.directory(base) == copy
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"rope_theta": 7.0}))
-    with pytest.raises(TrainError, match="has changed since it was registered") as refused:
+    with pytest.raises(BaseUnavailable, match="cannot use the base model mine"):
         await bases.directory(base)
-    assert refused.value.blame == Blame.INTERNAL
+    assert "has changed since it was registered" in bases.unavailable["mine"]
+    shutil.copy(pristine / "config.json", copy / "config.json")
+    assert await bases.directory(base) == copy
+    assert bases.unavailable == {}
 
 
 async def test_an_id_means_one_model(resources: Resources, copy: Path) -> None:

@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 
 _MODULE_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 _MOST_MODULES = 64
+POOL_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+DEFAULT_POOL = "default"
 
 
 def _target_modules(value: object) -> object:
@@ -111,3 +113,10 @@ class Extension(Options):
         default=False, description="Of each conversation only the last assistant message is trained on."
     )
     dpo: DpoOptions = Field(default=DpoOptions(), description="For the method `dpo`.")
+    priority: int = Field(default=0, ge=-100, le=100, description="Jobs of higher priority begin first.")
+    pool: str = Field(
+        default=DEFAULT_POOL, pattern=POOL_NAME, description="Only workers of this pool (`HONE_POOL`) train the job."
+    )
+    preemptible: bool = Field(
+        default=False, description="May be interrupted, at a checkpoint, for a job of higher priority that waits."
+    )

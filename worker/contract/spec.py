@@ -62,7 +62,8 @@ class Execution(Frozen):
     """How a machine carries a run out. Chosen by the trainer before the first step, then stored with the job.
 
     `token_budget` is the most tokens in one micro-batch; `num_threads` counts CPU threads;
-    `gradient_checkpointing` computes activations twice instead of keeping them.
+    `gradient_checkpointing` computes activations twice instead of keeping them. `share_prefixes` computes what
+    several examples of a micro-batch begin with once, where that is exact; runs begun before this existed do not.
     """
 
     device: Literal["cpu", "cuda"]
@@ -70,6 +71,7 @@ class Execution(Frozen):
     token_budget: int = Field(ge=1)
     num_threads: int = Field(ge=1)
     gradient_checkpointing: bool = False
+    share_prefixes: bool = False
 
 
 class TrainSpec(Frozen):

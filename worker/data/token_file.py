@@ -27,11 +27,15 @@ class TokenFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
-    """All examples of a dataset; `tokens` int32[T], `weights` float32[T], `offsets` int64[N + 1]."""
+    """All examples of a dataset; `tokens` int32[T], `weights` float32[T], `offsets` int64[N + 1].
+
+    `shares_prefixes` is the trainer's choice, not the file's: that a pack holds a common beginning once.
+    """
 
     tokens: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     offsets: npt.NDArray[np.int64]
+    shares_prefixes: bool = False
 
     @classmethod
     def load(cls, path: str | Path) -> "TokenFile":
@@ -53,7 +57,7 @@ class TokenFile:
         return self.tokens[start:end], self.weights[start:end]
 
     def length(self, index: int) -> int:
-        """The tokens that an example takes in a pack."""
+        """The tokens that an example takes in a pack, if it shares none of them."""
         return int(self.offsets[index + 1] - self.offsets[index])
 
     def longest_sequence(self) -> int:

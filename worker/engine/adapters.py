@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from worker.contract.errors import TrainError
 from worker.contract.spec import LoraSettings
+from worker.engine import narrow_lora
 from worker.engine.seeds import derive
 
 
@@ -38,6 +39,7 @@ def attach(model: PreTrainedModel, lora: LoraSettings, *, seed: int) -> PeftMode
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         adapter = get_peft_model(model, config)
     assert isinstance(adapter, PeftModel)
+    narrow_lora.use(adapter)
     reset(adapter, seed=seed)
     return adapter
 

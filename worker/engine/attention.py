@@ -12,8 +12,6 @@ Shapes: B rows (always 1), A query heads, K key/value heads, T tokens, E head si
 L tokens of one document, S keys that one document or all of them see.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -21,65 +19,15 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from transformers import AttentionInterface
 
 from worker.contract.errors import TrainError
+from worker.engine import flash
+from worker.engine.documents import Documents
+from worker.engine.prefix_attention import prefix_attention
 from worker.engine.softcap import softcapped_attention
 
 PACKED = "hone_packed"
 
 # What layers hand on that does not change the attention of a packed training row.
 _HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "return_dict"}
-
-
-@dataclass(frozen=True)
-class SharedPrefixes:
-    """Of each document the tokens before it that it sees besides its own, start and end; equal where it has none.
-
-    `keys_S` are the keys that the documents see, one document after the other, each prefix first.
-    """
-
-    spans: tuple[tuple[int, int], ...]  # D
-    keys_S: torch.Tensor  # int64, on the device
-    offsets_D1: torch.Tensor  # int32, on the device: where each document's part of `keys_S` begins
-    longest: int
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Where the documents of one packed row begin and end, and which of them others continue.
-
-    `layers_served` collects the layers that really used these bounds: a layer that mixes tokens in
-    another way (a convolution, a recurrence, its own attention) is missing from it.
-    """
-
-    bounds: tuple[int, ...]  # D + 1 offsets, from 0 to T
-    offsets_D1: torch.Tensor  # the same, int32, on the device
-    longest: int
-    shared: SharedPrefixes | None = None  # None where every document stands alone
-    layers_served: set[int] = field(default_factory=set)
-
-
-def documents_of(
-    bounds: tuple[int, ...], device: torch.device, prefixes: Sequence[int | None] | None = None
-) -> Documents:
-    """`prefixes` names for each document the one that it continues, which continues none itself."""
-    lengths = [end - start for start, end in pairwise(bounds)]
-    shared = None if prefixes is None else _shared_prefixes(bounds, prefixes, device)
-    return Documents(bounds, torch.tensor(bounds, dtype=torch.int32, device=device), max(lengths), shared)
-
-
-def _shared_prefixes(bounds: tuple[int, ...], prefixes: Sequence[int | None], device: torch.device) -> SharedPrefixes:
-    assert len(prefixes) == len(bounds) - 1
-    spans = tuple((0, 0) if prefix is None else (bounds[prefix], bounds[prefix + 1]) for prefix in prefixes)
-    keys: list[int] = []
-    offsets = [0]
-    for span, own in zip(spans, pairwise(bounds), strict=True):
-        keys += [*range(*span), *range(*own)]
-        offsets.append(len(keys))
-    return SharedPrefixes(
-        spans=spans,
-        keys_S=torch.tensor(keys, device=device),
-        offsets_D1=torch.tensor(offsets, dtype=torch.int32, device=device),
-        longest=max(end - start for start, end in pairwise(offsets)),
-    )
 
 
 def register() -> None:
@@ -116,8 +64,11 @@ def packed_attention(
     documents.layers_served.add(int(getattr(module, "layer_idx", -1)))
     if softcap is not None:
         return _softcapped(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, softcap, dropout), None
-    if query_BATE.is_cuda and query_BATE.dtype in (torch.bfloat16, torch.float16) and dropout == 0:
-        return _varlen(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window), None
+    kernel = flash.kernel_for(query_BATE, value_BKTE) if dropout == 0 else None
+    if kernel is not None:
+        return _flash(kernel, query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window), None
+    if _is_of_prefixes(query_BATE, documents, sliding_window) and dropout == 0:
+        return prefix_attention(query_BATE, key_BKTE, value_BKTE, documents, scaling).transpose(1, 2), None
     return _each_document(query_BATE, key_BKTE, value_BKTE, documents, scaling, sliding_window, dropout), None
 
 
@@ -138,6 +89,12 @@ def _check_window(module: torch.nn.Module, sliding_window: int | None) -> None:
         raise _unsupported("a layer has a sliding window that it does not state")
 
 
+def _is_of_prefixes(query_BATE: torch.Tensor, documents: Documents, sliding_window: int | None) -> bool:
+    """Whether documents continue others, on the CPU, and no window ends before the first token that one sees."""
+    reaches_all = sliding_window is None or documents.longest_seen <= sliding_window
+    return documents.shared is not None and query_BATE.device.type == "cpu" and reaches_all
+
+
 def _softcapped(
     query_BATE: torch.Tensor,
     key_BKTE: torch.Tensor,
@@ -152,19 +109,25 @@ def _softcapped(
         raise _unsupported("its attention uses both softcap and dropout")
     outs = [
         softcapped_attention(
-            query_BATE[0, :, start:end],
-            _with_prefix(key_BKTE, prefix, start, end)[0],
-            _with_prefix(value_BKTE, prefix, start, end)[0],
+            query_BALE[0],
+            key_BKSE[0],
+            value_BKSE[0],
             scaling=query_BATE.shape[-1] ** -0.5 if scaling is None else scaling,
             softcap=softcap,
             sliding_window=sliding_window,
+        ).transpose(0, 1)
+        for query_BALE, key_BKSE, value_BKSE in zip(
+            query_BATE.split(documents.lengths, dim=2),
+            _seen(key_BKTE, documents, sliding_window),
+            _seen(value_BKTE, documents, sliding_window),
+            strict=True,
         )
-        for prefix, (start, end) in zip(_prefix_spans(documents), pairwise(documents.bounds), strict=True)
     ]
-    return torch.cat(outs, dim=1).transpose(0, 1).unsqueeze(0)
+    return torch.cat(outs).unsqueeze(0)
 
 
-def _varlen(
+def _flash(
+    kernel: flash.Kernel,
     query_BATE: torch.Tensor,
     key_BKTE: torch.Tensor,
     value_BKTE: torch.Tensor,
@@ -172,13 +135,11 @@ def _varlen(
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     key_SKE, value_SKE = key_BKTE[0].transpose(0, 1), value_BKTE[0].transpose(0, 1)
     if documents.shared is not None:
-        key_SKE, value_SKE = (given.index_select(0, documents.shared.keys_S) for given in (key_SKE, value_SKE))
+        key_SKE, value_SKE = (_gathered(given, documents.shared.keys_S) for given in (key_SKE, value_SKE))
     keys_seen = documents.shared or documents
-    out_TAE = varlen_attn(
+    return kernel(
         query_BATE[0].transpose(0, 1),
         key_SKE,
         value_SKE,
@@ -187,13 +148,13 @@ def _varlen(
         documents.longest,
         keys_seen.longest,
         scale=scaling,
-        # Causal is a window that ends at the token itself; the window's size counts the token too. Where
-        # there are more keys than queries, flash attention lets the last of both meet.
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=query_BATE.shape[1] != key_BKTE.shape[1],
-    )
-    assert isinstance(out_TAE, torch.Tensor)
-    return out_TAE.unsqueeze(0)
+        window=sliding_window,
+    ).unsqueeze(0)
+
+
+def _gathered(given_TKE: torch.Tensor, keys_S: torch.Tensor) -> torch.Tensor:
+    # By way of float32: the gradients of a prefix are sums over all that continue it.
+    return given_TKE.float().index_select(0, keys_S).to(given_TKE.dtype)
 
 
 def _each_document(
@@ -206,34 +167,47 @@ def _each_document(
     dropout: float,
 ) -> torch.Tensor:
     outs = []
-    for (first, last), (start, end) in zip(_prefix_spans(documents), pairwise(documents.bounds), strict=True):
-        prefix = last - first
-        mask_LS = None
-        if prefix > 0 or (sliding_window is not None and end - start > sliding_window):
-            ones_LS = torch.ones(end - start, prefix + end - start, dtype=torch.bool, device=query_BATE.device)
-            mask_LS = ones_LS.tril(prefix)
-            if sliding_window is not None:
-                mask_LS &= ones_LS.triu(prefix + 1 - sliding_window)
-        outs.append(
-            F.scaled_dot_product_attention(
-                query_BATE[:, :, start:end],
-                _with_prefix(key_BKTE, (first, last), start, end),
-                _with_prefix(value_BKTE, (first, last), start, end),
-                attn_mask=mask_LS,
-                dropout_p=dropout,
-                is_causal=mask_LS is None,
-                scale=scaling,
-                enable_gqa=query_BATE.shape[1] != key_BKTE.shape[1],
-            )
+    for query_BALE, key_BKSE, value_BKSE in zip(
+        query_BATE.split(documents.lengths, dim=2),
+        _seen(key_BKTE, documents, sliding_window),
+        _seen(value_BKTE, documents, sliding_window),
+        strict=True,
+    ):
+        length, keys = query_BALE.shape[2], key_BKSE.shape[2]
+        is_plain = keys == length and (sliding_window is None or length <= sliding_window)
+        out_BALE = F.scaled_dot_product_attention(
+            query_BALE,
+            key_BKSE,
+            value_BKSE,
+            attn_mask=None if is_plain else documents.mask(length, keys - length, sliding_window),
+            dropout_p=dropout,
+            is_causal=is_plain,
+            scale=scaling,
+            enable_gqa=query_BATE.shape[1] != key_BKTE.shape[1],
         )
-    return torch.cat(outs, dim=2).transpose(1, 2)
+        outs.append(out_BALE.transpose(1, 2))
+    return torch.cat(outs, dim=1)
 
 
-def _prefix_spans(documents: Documents) -> tuple[tuple[int, int], ...]:
-    return documents.shared.spans if documents.shared is not None else ((0, 0),) * (len(documents.bounds) - 1)
+def _seen(given_BKTE: torch.Tensor, documents: Documents, sliding_window: int | None) -> list[torch.Tensor]:
+    """Of each document the keys or values that it sees, [B, K, S, E]: those of its prefix within reach, then its own.
+
+    Split, not sliced: the gradients of all slices would each be as long as the row.
+    """
+    own = list(given_BKTE.split(documents.lengths, dim=2))
+    if documents.shared is None:
+        return own
+    of = dict(zip(pairwise(documents.bounds), own, strict=True))
+    return [
+        torch.cat([_within_reach(of[prefix], sliding_window), own_BKLE], dim=2) if prefix in of else own_BKLE
+        for prefix, own_BKLE in zip(documents.shared.spans, own, strict=True)
+    ]
 
 
-def _with_prefix(given_BKTE: torch.Tensor, prefix: tuple[int, int], start: int, end: int) -> torch.Tensor:
-    """The keys or values that a document sees: its prefix's, then its own, [B, K, S, E]."""
-    own_BKLE = given_BKTE[:, :, start:end]
-    return torch.cat([given_BKTE[:, :, slice(*prefix)], own_BKLE], dim=2) if prefix[1] > prefix[0] else own_BKLE
+def _within_reach(prefix_BKPE: torch.Tensor, sliding_window: int | None) -> torch.Tensor:
+    """The end of a prefix that the next token after it sees."""
+    return (
+        prefix_BKPE
+        if sliding_window is None
+        else prefix_BKPE[:, :, max(0, prefix_BKPE.shape[2] - sliding_window + 1) :]
+    )

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from worker.contract.errors import Blame, TrainError
 from worker.data.pair_file import PairFile
 from worker.data.token_file import TokenFile
 from worker.engine.packing import first_fit_decreasing
+from worker.engine.prefixes import sharings
 from worker.engine.seeds import shuffled
 
 Dataset = TokenFile | PairFile
@@ -59,9 +61,32 @@ def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def micro_batches(data: Dataset, rows: list[int], token_budget: int) -> list[list[int]]:
-    """The given rows, grouped into micro-batches of at most `token_budget` tokens where an example allows it."""
-    lengths = [data.length(row) for row in rows]
-    return [[rows[index] for index in group] for group in first_fit_decreasing(lengths, token_budget)]
+    """The given rows, grouped into micro-batches of at most `token_budget` tokens where an example allows it.
+
+    Tokens that rows of a micro-batch share count once; rows that share them are kept together.
+    """
+    units = _units(data, rows, token_budget)
+    bins = first_fit_decreasing([unit.tokens for unit in units], token_budget)
+    return [[row for index in group for row in units[index].rows] for group in bins]
+
+
+class _Unit(NamedTuple):
+    """Rows that lie in one micro-batch, and the tokens that they take there."""
+
+    rows: list[int]
+    tokens: int
+
+
+def _units(data: Dataset, rows: list[int], token_budget: int) -> list[_Unit]:
+    """Each row, or as many rows that share a prefix as the budget takes."""
+    if isinstance(data, PairFile):
+        return [_Unit([row], data.length(row)) for row in rows]
+    units = []
+    for members, shared in sharings(data, rows):
+        own = [data.length(row) - shared for row in members]
+        groups = first_fit_decreasing(own, token_budget - shared)
+        units += [_Unit([members[i] for i in group], shared + sum(own[i] for i in group)) for group in groups]
+    return units
 
 
 def evaluation_sample(num_examples: int, sample_size: int, seed: int) -> list[int]:

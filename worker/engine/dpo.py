@@ -12,27 +12,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from worker.contract.spec import DpoSettings, TrainSpec
-from worker.engine import rotary, sft
+from worker.contract.spec import DpoSettings
+from worker.engine import sft
 from worker.engine.head import logit_shape
 from worker.engine.log_probs import linear_log_probs
 from worker.engine.pair_packing import PairBatch
 from worker.engine.preference_losses import log_ratios, preference_losses
 from worker.engine.sft import Sums
-
-
-def shares_prompts(model: PreTrainedModel, spec: TrainSpec) -> bool:
-    """Whether both answers of a pair may use one computation of their prompt.
-
-    Not where anything random is drawn for each token: apart, the two prompts would draw apart. Nor where the
-    prompt's positions are encoded by the length of the conversation that it is in.
-    """
-    if rotary.depends_on_length(model):
-        return False
-    config = model.config.get_text_config()
-    draws = [getattr(config, name, 0) for name in ("attention_dropout", "attention_probs_dropout_prob")]
-    draws += [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    return not any([*draws, spec.lora.dropout])
+from worker.engine.transfer import onto
 
 
 def train(model: PreTrainedModel, adapter: PeftModel, batch: PairBatch, settings: DpoSettings) -> Sums:
@@ -56,10 +43,10 @@ def answer_log_probs(model: PreTrainedModel, batch: PairBatch) -> torch.Tensor:
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
     # The first tokens of both answers are predicted at the same position, their shared prompt's last.
-    hidden_NH = hidden_TH.index_select(0, row.sources_N.to(device))
+    hidden_NH = hidden_TH.index_select(0, onto(device, row.sources_N))
     shape = logit_shape(model.config)
-    log_probs_N = linear_log_probs(hidden_NH, head.weight, head.bias, row.targets_N.to(device), shape=shape)
-    return _by_answer(log_probs_N.double() * row.weights_N.to(device), batch)
+    log_probs_N = linear_log_probs(hidden_NH, head.weight, head.bias, onto(device, row.targets_N), shape=shape)
+    return _by_answer(log_probs_N.double() * onto(device, row.weights_N), batch)
 
 
 def _loss(
@@ -67,16 +54,18 @@ def _loss(
 ) -> tuple[torch.Tensor, Sums]:
     reference_P2 = _reference(model, adapter, batch)
     policy_P2 = answer_log_probs(model, batch)
-    trained_P2 = _by_answer(batch.row.weights_N.to(policy_P2), batch)
+    trained_P2 = _by_answer(onto(policy_P2.device, batch.row.weights_N).to(policy_P2), batch)
     ratios_P2 = log_ratios(policy_P2, reference_P2, trained_P2, settings)
     loss = preference_losses(ratios_P2, settings).sum()
     rewards_P2 = settings.beta * ratios_P2.detach()
-    chosen, rejected = rewards_P2.sum(dim=0).tolist()
+    correct = (rewards_P2[:, 0] > rewards_P2[:, 1]).sum()
+    # All at once, since a GPU is waited for each time.
+    total, right, chosen, rejected = torch.stack([loss.detach(), correct, *rewards_P2.sum(dim=0)]).tolist()
     return loss, Sums(
-        loss=loss.item(),
-        correct=float((rewards_P2[:, 0] > rewards_P2[:, 1]).sum()),
+        loss=total,
+        correct=right,
         weight=float(batch.num_pairs),
-        tokens=batch.num_tokens,
+        tokens=batch.row.num_tokens,
         trained_tokens=len(batch.row.sources_N),
         reward_chosen=chosen,
         reward_rejected=rejected,
@@ -98,4 +87,4 @@ def _reference(model: PreTrainedModel, adapter: PeftModel, batch: PairBatch) -> 
 def _by_answer(values_N: torch.Tensor, batch: PairBatch) -> torch.Tensor:
     """Sums over the trained positions of each answer, [P, 2]."""
     sums_A = torch.zeros(2 * batch.num_pairs, dtype=torch.float64, device=values_N.device)
-    return sums_A.index_add(0, batch.answers_N.to(values_N.device), values_N.double()).view(-1, 2)
+    return sums_A.index_add(0, onto(values_N.device, batch.answers_N), values_N.double()).view(-1, 2)

@@ -26,7 +26,7 @@ def linear_log_probs(
     unknown while the logits are there, but its gradient is linear in that weight: the gradient for weight 1
     is kept, [N, H], and backward scales its rows. So nothing is computed twice. Softmax in float32 at least.
     """
-    rows = chunk_rows or chunk_rows_for(head_VH.shape[0])
+    rows = chunk_rows or chunk_rows_for(head_VH)
     wants_gradient = torch.is_grad_enabled() and hidden_NH.requires_grad
     return _LinearLogProbs.apply(hidden_NH, head_VH, bias_V, targets_N, shape, rows, wants_gradient)
 

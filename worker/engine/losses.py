@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 
-# The most float32 logits held at a time (64 MiB): larger gains nothing, GEMMs are full long before.
-_MAX_CHUNK_LOGITS = 1 << 24
+# The most float32 logits held at a time (64 MiB): larger gains nothing on a CPU, its GEMMs are full long before.
+# A GPU reads the head's weights anew for each chunk, so it wants more rows (256 MiB), and whole tiles of them.
+_MAX_CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
 _MAX_CHUNK_ROWS = 1024
+_TILE_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def linear_cross_entropy(
     then linear in the incoming one, so it is computed in the forward pass while the logits are
     there, at two GEMMs in all. Softmax in float32 or wider. Only the loss has a gradient.
     """
-    rows = chunk_rows or chunk_rows_for(head_VH.shape[0])
+    rows = chunk_rows or chunk_rows_for(head_VH)
     wants_gradient = torch.is_grad_enabled() and hidden_TH.requires_grad
     return _LinearCrossEntropy.apply(
         hidden_TH, head_VH, bias_V, sources_N, targets_N, weights_N, shape, rows, wants_gradient
@@ -71,9 +73,12 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def chunk_rows_for(vocab_size: int) -> int:
+def chunk_rows_for(head_VH: torch.Tensor) -> int:
     """How many positions meet the head at a time."""
-    return max(16, min(_MAX_CHUNK_ROWS, _MAX_CHUNK_LOGITS // vocab_size))
+    if head_VH.is_cuda:
+        rows = _MAX_CHUNK_LOGITS["cuda"] // head_VH.shape[0]
+        return max(_TILE_ROWS, min(_MAX_CHUNK_ROWS, rows // _TILE_ROWS * _TILE_ROWS))
+    return max(16, min(_MAX_CHUNK_ROWS, _MAX_CHUNK_LOGITS["cpu"] // head_VH.shape[0]))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from worker.contract.spec import DpoSettings, TrainSpec
 from worker.data.pair_file import PairFile
 from worker.data.token_file import TokenFile
-from worker.engine import dpo, noise, sft
+from worker.engine import dpo, noise, prefixes, sft
 from worker.engine.batches import Dataset
 from worker.engine.packing import pack
 from worker.engine.pair_packing import pack_pairs
@@ -19,9 +19,12 @@ from worker.engine.sft import Sums
 def load(path: str, model: PreTrainedModel, spec: TrainSpec) -> Dataset:
     """The examples in the form that the spec's method takes. TokenFileError if the file is not of that form."""
     noise.check(spec)
+    exact = prefixes.can_be_shared(model, spec)
     if spec.method == "dpo":
-        return replace(PairFile.load(path), repeats_prompt=not dpo.shares_prompts(model, spec))
-    return TokenFile.load(path)
+        return replace(PairFile.load(path), repeats_prompt=not exact)
+    # A spec that leaves its execution open is carried out as execution.choose would.
+    wanted = spec.execution is None or spec.execution.share_prefixes
+    return replace(TokenFile.load(path), shares_prefixes=wanted and exact)
 
 
 def train(

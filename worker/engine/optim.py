@@ -54,8 +54,7 @@ def take_step(
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
     if total_weight > 0:  # a step may consist of examples whose every weight is zero: its gradient is zero
-        for gradient in gradients:
-            gradient.div_(total_weight)
+        torch._foreach_div_(gradients, total_weight)  # pyright: ignore[reportPrivateImportUsage]
     norm = torch.nn.utils.get_total_norm(gradients)
     if not math.isfinite(norm.item()):
         raise non_finite(step, "gradient")

@@ -19,13 +19,12 @@ class PairBatch:
     """One packed row of pairs. In `row.sources_N` a prompt's last position may stand twice, once for each answer.
 
     `answers_N` says whose token each trained position predicts: 2p is the chosen answer of pair p, 2p + 1 the
-    rejected one. `num_tokens` counts each prompt once, also where the row repeats it.
+    rejected one. `row.num_tokens` counts each prompt once, also where the row repeats it.
     """
 
     row: MicroBatch
     answers_N: torch.Tensor  # int64
     num_pairs: int
-    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,11 @@ def pack_pairs(data: PairFile, rows: Sequence[int]) -> PairBatch:
             sources_N=torch.from_numpy(np.concatenate(sources).astype(np.int64)),
             targets_N=torch.from_numpy(tokens_T[np.concatenate(targets)]),
             weights_N=torch.from_numpy(np.concatenate(weights).astype(np.float32)),
+            num_tokens=sum(data.num_tokens(row) for row in rows),
             prefixes=tuple(document.prefix for document in documents),
         ),
         answers_N=torch.from_numpy(np.concatenate(answers).astype(np.int64)),
         num_pairs=len(rows),
-        num_tokens=sum(data.num_tokens(row) for row in rows),
     )
 
 

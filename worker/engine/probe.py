@@ -56,6 +56,7 @@ def _documents(vocab_size: int) -> MicroBatch:
         sources_N=nothing,
         targets_N=nothing,
         weights_N=torch.zeros(0),
+        num_tokens=sum(_LENGTHS),
     )
 
 

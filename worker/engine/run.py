@@ -186,6 +186,7 @@ class Run:
         for rows in batches.micro_batches(self._training, self._plan.rows(number), self._execution.token_budget):
             self._between_micro_batches()
             sums += methods.train(self._model, self._adapter, self._training, rows, spec=self._spec, step=number)
+        sums = sums.read()
         if not math.isfinite(sums.loss):
             raise optim.non_finite(number, "loss")
         rate = optim.learning_rate(self._spec.optimizer, number, self._plan.total_steps)

@@ -3,16 +3,17 @@
 Shapes: T tokens of a micro-batch, N trained positions, H hidden.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from worker.contract.errors import TrainError
-from worker.engine.attention import documents_of
+from worker.engine.documents import documents_of
 from worker.engine.head import logit_shape
 from worker.engine.losses import linear_cross_entropy
 from worker.engine.packing import MicroBatch
+from worker.engine.transfer import onto
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,11 @@ class Sums:
     """What a number of examples adds up to; `loss` and `correct` are weighted by token weights.
 
     Of preference pairs `weight` counts the pairs and `correct` those whose chosen answer has the higher reward.
+    Both may still be on the device, where a GPU works on while the host goes ahead; `read` waits for them.
     """
 
-    loss: float = 0.0
-    correct: float = 0.0
+    loss: float | torch.Tensor = 0.0
+    correct: float | torch.Tensor = 0.0
     weight: float = 0.0
     tokens: int = 0
     trained_tokens: int = 0
@@ -41,13 +43,17 @@ class Sums:
             self.reward_rejected + other.reward_rejected,
         )
 
+    def read(self) -> "Sums":
+        """The same, all in plain numbers."""
+        return replace(self, loss=float(self.loss), correct=float(self.correct))
+
     @property
     def mean_loss(self) -> float:
-        return self.loss / self.weight if self.weight > 0 else 0.0
+        return float(self.loss) / self.weight if self.weight > 0 else 0.0
 
     @property
     def token_accuracy(self) -> float:
-        return self.correct / self.weight if self.weight > 0 else 0.0
+        return float(self.correct) / self.weight if self.weight > 0 else 0.0
 
 
 def train(model: PreTrainedModel, batch: MicroBatch) -> Sums:
@@ -56,7 +62,7 @@ def train(model: PreTrainedModel, batch: MicroBatch) -> Sums:
         return _sums(batch, 0.0, 0.0)
     loss, correct = _loss(model, batch)
     loss.backward()
-    return _sums(batch, loss.item(), correct.item())
+    return _sums(batch, loss.detach(), correct)
 
 
 @torch.no_grad()
@@ -65,7 +71,7 @@ def evaluate(model: PreTrainedModel, batch: MicroBatch) -> Sums:
     if len(batch.sources_N) == 0:
         return _sums(batch, 0.0, 0.0)
     loss, correct = _loss(model, batch)
-    return _sums(batch, loss.item(), correct.item())
+    return _sums(batch, loss.detach(), correct)
 
 
 def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
@@ -75,15 +81,15 @@ def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """
     device = model.device
     documents = documents_of(batch.bounds, device, batch.prefixes)
-    inputs = {"input_ids": batch.tokens_T.to(device)[None]}
+    inputs = {"input_ids": onto(device, batch.tokens_T)[None]}
     if batch.noise is not None:
         embedded_1TH = model.get_input_embeddings()(inputs["input_ids"])
         noise_TH = batch.noise.sample(batch.bounds, embedded_1TH.shape[2])
-        inputs = {"inputs_embeds": embedded_1TH + noise_TH.to(embedded_1TH)}
+        inputs = {"inputs_embeds": embedded_1TH + onto(device, noise_TH).to(embedded_1TH)}
     # No attention mask: with packed rows it would join the documents.
     out = model.base_model(
         **inputs,
-        position_ids=batch.positions_T.to(device)[None],
+        position_ids=onto(device, batch.positions_T)[None],
         use_cache=False,
         documents=documents,
     )
@@ -107,18 +113,18 @@ def _loss(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, torc
         hidden_TH,
         head.weight,
         head.bias,
-        batch.sources_N.to(device),
-        batch.targets_N.to(device),
-        batch.weights_N.to(device),
+        onto(device, batch.sources_N),
+        onto(device, batch.targets_N),
+        onto(device, batch.weights_N),
         shape=logit_shape(model.config),
     )
 
 
-def _sums(batch: MicroBatch, loss: float, correct: float) -> Sums:
+def _sums(batch: MicroBatch, loss: float | torch.Tensor, correct: float | torch.Tensor) -> Sums:
     return Sums(
         loss=loss,
         correct=correct,
         weight=float(batch.weights_N.double().sum()),
-        tokens=len(batch.tokens_T),
+        tokens=batch.num_tokens,
         trained_tokens=len(batch.sources_N),
     )

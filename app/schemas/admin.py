@@ -1,0 +1,39 @@
+"""The operator's view of the installation."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from app.schemas.common import Wire
+
+
+class SlotRead(Wire):
+    number: int
+    device: str = Field(description="A CUDA device, or `cpu`.")
+    state: Literal["idle", "busy", "unhealthy"] = Field(description="An unhealthy slot takes no jobs any more.")
+    base_model: str | None = Field(description="The base model that is loaded.")
+    quantization: str | None
+    job_id: str | None = Field(description="The job that the slot works on.")
+
+
+class WorkerRead(Wire):
+    id: str
+    object: Literal["worker"] = "worker"
+    hostname: str
+    pid: int
+    version: str
+    pool: str
+    kinds: list[str] = Field(description="`train` takes the jobs of its pool; `cpu` checks files and sweeps.")
+    state: Literal["starting", "ready", "draining", "unhealthy", "dead"]
+    slots: list[SlotRead]
+    unavailable_bases: dict[str, str] = Field(
+        description="Base models that this worker cannot get, with the reason; it leaves their jobs to others."
+    )
+    started_at: int
+    heartbeat_at: int
+    drain_requested_at: int | None
+
+
+class WorkerList(Wire):
+    object: Literal["list"] = "list"
+    data: list[WorkerRead]

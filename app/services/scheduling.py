@@ -1,0 +1,100 @@
+"""Which job is next: one query, the same on every database. `app.services.leases` runs it, nobody else.
+
+Priority comes first. Among equals it is the turn of the project that has the fewest jobs in hand, which no
+project can hold off for ever: whoever has none goes before whoever has one, and jobs in hand end. Among equals
+again it is the oldest job's turn, where a job whose base model the claimer has loaded counts as HEAD_START
+older than it is: it may overtake, but only jobs that are no more than that much older.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, Select, case, extract, func, or_, select
+from sqlalchemy.orm import aliased
+
+from app.db.models import Job, JobStatus
+
+HEAD_START = timedelta(minutes=5)
+# A worker with a free slot looks for work each second: what waits longer than this waits for a slot.
+PREEMPTION_PATIENCE = timedelta(seconds=3)
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """What a slot's trainer holds: a run on the same base in the same form begins without loading it."""
+
+    model_id: str
+    quantization: str | None
+
+
+def next_job(
+    status: JobStatus,
+    *,
+    now: datetime,
+    pool: str | None,
+    loaded: LoadedBase | None,
+    excluded_bases: Collection[str],
+    excluded_jobs: Collection[str],
+) -> Select[str]:
+    """Selects the id of the job to claim, and locks it where the database locks rows."""
+    in_hand = (
+        select(Job.project_id, func.count().label("jobs"))
+        .where(Job.claimed_from == status)
+        .group_by(Job.project_id)
+        .subquery()
+    )
+    created = extract("epoch", Job.created_at)
+    if loaded is not None:
+        is_loaded = (Job.base_model_id == loaded.model_id) & Job.quantization.is_not_distinct_from(loaded.quantization)
+        created = created - case((is_loaded, int(HEAD_START.total_seconds())), else_=0)
+    return (
+        select(Job.id)
+        .outerjoin(in_hand, in_hand.c.project_id == Job.project_id)
+        .where(
+            _is_free(Job, status, since=now),
+            *([Job.pool == pool] if pool is not None else []),
+            *([Job.base_model_id.not_in(excluded_bases)] if excluded_bases else []),
+            *([Job.id.not_in(excluded_jobs)] if excluded_jobs else []),
+        )
+        .order_by(Job.priority.desc(), func.coalesce(in_hand.c.jobs, 0), created, Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Job)
+    )
+
+
+def next_preemption(
+    victims: ColumnElement[bool], *, now: datetime, pool: str, excluded_bases: Collection[str]
+) -> Select[str, str]:
+    """Selects (waiting job, running job that makes room for it), both locked, for the most urgent that waits.
+
+    `victims` tells which running jobs may be chosen from. A waiting job is given room once: the mark in
+    `preempts_job_id` stays until it is claimed.
+    """
+    waiting = aliased(Job)
+    asked_since = now - PREEMPTION_PATIENCE
+    return (
+        select(waiting.id, Job.id)
+        .join(Job, waiting.priority > Job.priority)
+        .where(
+            _is_free(waiting, JobStatus.QUEUED, since=asked_since),
+            waiting.queued_at <= asked_since,
+            waiting.pool == pool,
+            waiting.preempts_job_id.is_(None),
+            *([waiting.base_model_id.not_in(excluded_bases)] if excluded_bases else []),
+            Job.status == JobStatus.RUNNING,
+            Job.is_preemptible,
+            victims,
+        )
+        .order_by(waiting.priority.desc(), waiting.created_at, Job.priority, Job.started_at.desc(), Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+
+
+def _is_free(job: type[Job], status: JobStatus, *, since: datetime) -> ColumnElement[bool]:
+    return (
+        (job.status == status)
+        & job.lease_owner.is_(None)
+        & or_(job.not_before_at.is_(None), job.not_before_at <= since)
+    )

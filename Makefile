@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo serve test faults check format bench gpu gpu-packages openapi clean
+.PHONY: setup demo serve test faults check long format bench gpu gpu-packages openapi clean
 
 setup: .venv/.complete
 
@@ -37,6 +37,10 @@ check: setup
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
 	$(MAKE) --no-print-directory test
+
+# CI's long form: runs of minutes on models of real size.
+long: setup
+	$(BIN)/python -m pytest -m long
 
 format: setup
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
-from app import adapter_import, server
+from app import adapter_import, adapter_merge, server
 from app import doctor as health
 from app.api import admin
 from app.db import migrations
@@ -40,19 +40,23 @@ DataDirectory = Annotated[
 ]
 
 
+_EXPECTED = (
+    migrations.OldSchema,
+    migrations.NoDatabase,
+    BadBaseModel,
+    BadAdapter,
+    ApiError,
+    StorageUnavailable,
+    adapter_merge.CannotMerge,
+    server.CannotStart,
+)
+
+
 def main() -> None:
     try:
         cli()
-    except (
-        migrations.OldSchema,
-        migrations.NoDatabase,
-        BadBaseModel,
-        BadAdapter,
-        ApiError,
-        StorageUnavailable,
-        server.CannotStart,
-    ) as error:
-        console.print(f"hone: {error}", style="red")
+    except _EXPECTED as error:
+        console.print(f"hone: {error}", style="red", markup=False)  # for "hone[worker]" is no markup
         sys.exit(1)
 
 
@@ -142,6 +146,27 @@ def import_adapter(
             return (await adapter_import.run(resources, name=name, base_id=base, source=source)).id
 
     console.print(f"{asyncio.run(run())} is imported.")
+
+
+@models.command("merge")
+def merge_model(
+    model: Annotated[str, typer.Argument(help="A fine-tuned model, a checkpoint of one, or a PEFT directory.")],
+    output: Annotated[Path, typer.Option(help="Directory to write to: a new or an empty one.")],
+    base: Annotated[
+        str | None, typer.Option(help="The base model that a PEFT directory was trained on.", show_default=False)
+    ] = None,
+    data: DataDirectory = None,
+) -> None:
+    """Merge an adapter into its base: a plain model in 16 bits, for servers that take no adapter."""
+    settings = _settings(data)
+    migrations.require_current(settings.resolved_database_url)
+    server.require_training_libraries("this machine cannot merge")
+
+    async def run() -> str:
+        async with open_resources(settings) as resources:
+            return await adapter_merge.run(resources, name=model, base_id=base, output=output.expanduser().absolute())
+
+    console.print(f"{model} is merged into {asyncio.run(run())}: {output}")
 
 
 @models.command("list")

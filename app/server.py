@@ -30,7 +30,7 @@ class CannotStart(Exception):
 async def serve(settings: Settings, console: Console, *, with_worker: bool) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit status: 0, or 1 if something failed."""
     if with_worker:
-        _require_training_libraries()
+        require_training_libraries("this machine cannot train", otherwise=", or serve the API alone with --api-only")
     listener = _listen(settings)
     async with open_resources(settings) as resources:
         await _first_steps(resources, console, with_worker=with_worker)
@@ -60,7 +60,7 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
 async def work(settings: Settings, console: Console) -> int:
     """Work until SIGINT, SIGTERM or `hone workers drain`."""
     if not settings.cpu_only:
-        _require_training_libraries()
+        require_training_libraries("this machine cannot train")
     async with open_resources(settings) as resources:
         await _try_storage(resources, console)
         draining = _draining_at_signals(console)
@@ -89,6 +89,13 @@ async def ensure_tiny_model(resources: Resources, console: Console) -> None:
     facts = base_model_source.inspect(directory, base_model_source.directory_revision(directory))
     async with resources.write() as session:
         await base_models.add(session, model_id=TINY_MODEL, source=str(directory), facts=facts)
+
+
+def require_training_libraries(trouble: str, *, otherwise: str = "") -> None:
+    """CannotStart, with what to do, where the `worker` extra is not installed."""
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CannotStart(f"{trouble}: {', '.join(missing)} not installed. Install 'hone[worker]'{otherwise}.")
 
 
 async def _first_steps(resources: Resources, console: Console, *, with_worker: bool) -> None:
@@ -172,15 +179,6 @@ def _listen(settings: Settings) -> socket.socket:
 
 def _shown_host(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-
-
-def _require_training_libraries() -> None:
-    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise CannotStart(
-            f"this machine cannot train: {', '.join(missing)} not installed. Install 'hone[worker]', "
-            "or serve the API alone with --api-only."
-        )
 
 
 class _Server(uvicorn.Server):

@@ -21,6 +21,7 @@ from app.resources import open_resources
 from app.schemas.admin import WorkerList
 from app.services import base_models, keys, workers
 from app.settings import Settings
+from app.storage.base import StorageUnavailable
 from worker.data import base_model_source
 from worker.data.adapter_source import BadAdapter
 from worker.data.base_model_source import BadBaseModel
@@ -49,6 +50,7 @@ def main() -> None:
         BadBaseModel,
         BadAdapter,
         ApiError,
+        StorageUnavailable,
         server.CannotStart,
     ) as error:
         console.print(f"hone: {error}", style="red")
@@ -255,10 +257,15 @@ def _settings(data: Path | None, **options: str | int | None) -> Settings:
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        wrong = (f"HONE_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+        wrong = (": ".join([*_variable(fault["loc"]), fault["msg"]]) for fault in error.errors())
         raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
     configure_logging(settings.log_level)
     return settings
+
+
+def _variable(place: tuple[int | str, ...]) -> list[str]:
+    """The name of the setting at fault; none where several do not fit together."""
+    return [f"HONE_{str(place[0]).upper()}"] if place else []
 
 
 if __name__ == "__main__":

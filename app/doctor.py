@@ -11,9 +11,11 @@ from pathlib import Path
 
 from app.db import migrations
 from app.db.models import BaseModel
-from app.resources import open_queue, open_resources
+from app.resources import open_queue, open_resources, open_storage
 from app.services import base_models
 from app.settings import Settings
+from app.storage import trial
+from app.storage.base import ObjectCorrupt, ObjectMissing
 from worker.data import base_model_source
 
 _LOW_DISK_BYTES = 5 * 1024**3
@@ -35,6 +37,7 @@ class Finding:
 
 async def examine(settings: Settings) -> list[Finding]:
     findings = [_python(), *_torch(), _disk(settings)]
+    findings.append(await _storage(settings))
     schema = await asyncio.to_thread(_schema, settings)
     findings.append(schema)
     findings.append(await _queue(settings))
@@ -79,6 +82,16 @@ def _disk(settings: Settings) -> Finding:
     free = shutil.disk_usage(place).free
     advice = "That is little: checkpoints and base models need room." if free < _LOW_DISK_BYTES else None
     return Finding("Disk", f"{free / 1024**3:.1f} GiB free at {settings.data}", advice)
+
+
+async def _storage(settings: Settings) -> Finding:
+    place = f"S3 bucket {settings.s3_bucket}" if settings.s3_bucket else str(settings.data / "objects")
+    try:
+        async with open_storage(settings) as storage:
+            await trial.run(storage)
+    except (OSError, ObjectMissing, ObjectCorrupt) as error:
+        return Finding("Storage", place, f"An object could not be written, read and deleted: {error}")
+    return Finding("Storage", f"{place}: an object was written, read and deleted")
 
 
 def _schema(settings: Settings) -> Finding:

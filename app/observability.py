@@ -3,12 +3,18 @@
 import logging
 import re
 import sys
+from collections import Counter
 from contextvars import ContextVar
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
-# Keys and bearer tokens, whoever's they are.
-_SECRET = re.compile(r"\b(sk-|hf_|Bearer\s+|whsec_)[A-Za-z0-9_\-./+=]{6,}")
+# What must not happen, counted since the process started.
+tally: Counter[str] = Counter()
+
+# Keys and bearer tokens, whoever's they are, and what makes a signed link work.
+_SECRET = re.compile(
+    r"\b(sk-|hf_|Bearer\s+|whsec_|X-Amz-(?:Signature|Credential|Security-Token)=)[A-Za-z0-9_\-./+=%]{6,}"
+)
 
 
 # The password of a URL, of a database or any other.
@@ -32,5 +38,7 @@ def configure_logging(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("arq").setLevel("ERROR")  # it tells of every wake, and of each that came too late
-    for noisy in ("httpx", "httpcore", "aiosqlite", "alembic", "python_multipart"):
+    # At level "debug", botocore would write down signatures and links.
+    noisy_ones = ("httpx", "httpcore", "aiosqlite", "alembic", "python_multipart", "boto3", "botocore", "urllib3")
+    for noisy in noisy_ones:
         logging.getLogger(noisy).setLevel("WARNING")

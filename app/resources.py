@@ -13,7 +13,7 @@ from app.db.engine import Database
 from app.queue.base import Queue
 from app.queue.memory import MemoryQueue
 from app.settings import Settings
-from app.storage.base import Storage
+from app.storage.base import Storage, StorageRefused
 from app.storage.local import LocalStorage
 
 _log = logging.getLogger(__name__)
@@ -57,16 +57,16 @@ async def _quietly(what: str, action: Awaitable[None]) -> None:
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = Database(
-        settings.resolved_database_url,
-        timeout_seconds=settings.database_timeout_seconds,
-        max_connections=settings.database_connections,
-    )
-    try:
-        async with open_queue(settings) as queue:
-            yield Resources(settings, database, LocalStorage(settings.data / "objects"), queue)
-    finally:
-        await database.close()
+    async with open_storage(settings) as storage, open_queue(settings) as queue:
+        database = Database(
+            settings.resolved_database_url,
+            timeout_seconds=settings.database_timeout_seconds,
+            max_connections=settings.database_connections,
+        )
+        try:
+            yield Resources(settings, database, storage, queue)
+        finally:
+            await database.close()
 
 
 @asynccontextmanager
@@ -78,3 +78,35 @@ async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
 
     async with RedisQueue(settings.redis_url) as queue:
         yield queue
+
+
+@asynccontextmanager
+async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
+    """Opening connects to nothing. Raises StorageRefused when the settings cannot be right."""
+    storage = _storage(settings)
+    try:
+        yield storage
+    finally:
+        await storage.close()
+
+
+def _storage(settings: Settings) -> Storage:
+    if settings.s3_bucket is None:
+        return LocalStorage(settings.data / "objects")
+    try:
+        from app.storage.s3 import S3Options, S3Storage  # boto3 is an extra, and heavy
+    except ModuleNotFoundError as error:
+        raise StorageRefused("boto3 is not installed; install 'hone[s3]'") from error
+    secret = settings.s3_secret_access_key
+    return S3Storage(
+        S3Options(
+            bucket=settings.s3_bucket,
+            endpoint_url=settings.s3_endpoint_url,
+            region=settings.s3_region,
+            access_key_id=settings.s3_access_key_id,
+            secret_access_key=secret.get_secret_value() if secret else None,
+            prefix=settings.s3_prefix,
+            public_url=settings.s3_public_url,
+            timeout_seconds=settings.s3_timeout_seconds,
+        )
+    )

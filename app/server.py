@@ -15,6 +15,8 @@ from app import main
 from app.resources import Resources, open_resources
 from app.services import base_models, keys
 from app.settings import Settings
+from app.storage import trial
+from app.storage.base import StorageRefused, StorageUnavailable
 from worker.data import base_model_source
 
 TINY_MODEL = "hone-tiny"
@@ -60,6 +62,7 @@ async def work(settings: Settings, console: Console) -> int:
     if not settings.cpu_only:
         _require_training_libraries()
     async with open_resources(settings) as resources:
+        await _try_storage(resources, console)
         draining = _draining_at_signals(console)
         what = "without a slot: it checks files and sweeps" if settings.cpu_only else f"in the pool {settings.pool}"
         console.print(f"Hone works on {settings.data} {what} (stop with Ctrl-C)")
@@ -91,6 +94,7 @@ async def ensure_tiny_model(resources: Resources, console: Console) -> None:
 async def _first_steps(resources: Resources, console: Console, *, with_worker: bool) -> None:
     settings = resources.settings
     console.print(f"Data:     {settings.data}")
+    await _try_storage(resources, console)
     async with resources.write() as session:
         made = await keys.bootstrap(session, api_key=settings.api_key.get_secret_value() if settings.api_key else None)
     if made is not None:
@@ -102,6 +106,18 @@ async def _first_steps(resources: Resources, console: Console, *, with_worker: b
     async with resources.read() as session:
         registered = await base_models.search(session)
     console.print(f"Models:   {', '.join(base.id for base in registered) or 'none; see `hone models add --help`'}")
+
+
+async def _try_storage(resources: Resources, console: Console) -> None:
+    """Wrong settings are told at once. A store that is only away is no reason not to start: it may come back."""
+    try:
+        await trial.run(resources.storage)
+    except StorageRefused as error:
+        raise CannotStart(f"storage cannot be used: {error}. Check the HONE_S3_ settings.") from error
+    except StorageUnavailable as error:
+        console.print(f"Storage does not work at the moment: {error}", style="yellow")
+    if resources.settings.s3_bucket:
+        console.print(f"Objects:  S3 bucket {resources.settings.s3_bucket}")
 
 
 async def _worker(resources: Resources, draining: asyncio.Event) -> None:

@@ -1,10 +1,10 @@
 """Every setting of Hone, read from the environment (prefix HONE_). Each default runs on a laptop."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.contract.extension import DEFAULT_POOL, POOL_NAME
@@ -40,7 +40,7 @@ class Settings(BaseSettings):
         "Default: a SQLite file in the data directory.",
     )
     database_timeout_seconds: float = Field(
-        default=3.5,
+        default=3.0,
         ge=0.1,
         description="Longest time for one transaction, the wait for a connection included. Beyond it the API "
         "answers 503, and a worker tries again.",
@@ -52,6 +52,33 @@ class Settings(BaseSettings):
         default=None,
         description="Redis that carries wakes between processes: redis://[user:password@]host[:port][/database], "
         "rediss:// for TLS, or unix:///path. Default: processes find each other's work by looking once a second.",
+    )
+    s3_bucket: str | None = Field(
+        default=None, description="The bucket for files, checkpoints and adapters. Default: a local directory."
+    )
+    s3_endpoint_url: str | None = Field(
+        default=None, pattern="^https?://", description="Where S3 is, if it is not Amazon's; addressed by path."
+    )
+    s3_region: str | None = Field(default=None, description="Region of the bucket. Default: boto3's own, or us-east-1.")
+    s3_access_key_id: str | None = Field(
+        default=None, description="Access key for S3. Without it, boto3 looks for credentials in its usual places."
+    )
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="The secret that goes with it.")
+    s3_prefix: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_\-./]*$",
+        description="Keys begin with this, so that others may use the bucket too.",
+    )
+    s3_public_url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="Where clients reach the same S3. If set, downloads are redirected there.",
+    )
+    s3_timeout_seconds: float = Field(
+        default=20.0, ge=0.1, description="S3 is given up when it does not answer, or not move a mebibyte, for as long."
+    )
+    orphan_seconds: float = Field(
+        default=86400.0, ge=21600, description="What lies in storage for longer and belongs to nothing is removed."
     )
     max_file_bytes: int = Field(default=512 * 1024**2, ge=1, description="Largest file that can be uploaded.")
     max_line_bytes: int = Field(default=8 * 1024**2, ge=1024, description="Longest line of a training file.")
@@ -104,6 +131,15 @@ class Settings(BaseSettings):
         default=True, description="Build and register the tiny base model hone-tiny at the first start."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much is logged.")
+
+    @model_validator(mode="after")
+    def _s3_is_whole(self) -> Self:
+        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
+            raise ValueError("HONE_S3_ACCESS_KEY_ID and HONE_S3_SECRET_ACCESS_KEY go together")
+        given = self.model_fields_set & {name for name in type(self).model_fields if name.startswith("s3_")}
+        if given and self.s3_bucket is None:
+            raise ValueError(f"HONE_{min(given).upper()} is set, but HONE_S3_BUCKET is not")
+        return self
 
     @field_validator("database_url", mode="before")
     @classmethod

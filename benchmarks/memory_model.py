@@ -10,17 +10,33 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks import presets, runs
 from worker.contract.events import Started
-from worker.contract.spec import Execution, TrainSpec
+from worker.contract.spec import Execution, LoraSettings, TrainSpec
 from worker.data.estimate import MemoryEstimate, estimate, read_geometry
 
 STEPS = 3
-CASES: dict[str, list[dict[str, object]]] = {
-    "deep": [{}, {"token_budget": 512}, {"gradient_checkpointing": True}],
+DORA = LoraSettings(rank=16, alpha=32, dora=True)
+# Each is trained as benchmarks/runs.py says, but for these fields of the spec and of the execution.
+CASES: dict[str, list[dict[str, Any]]] = {
+    "deep": [
+        {},
+        {"token_budget": 512},
+        {"gradient_checkpointing": True},
+        {"method": "dpo"},
+        {"lora": DORA},
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "method": "dpo"},
+    ],
     "v32k": [{}],
-    "v151k": [{}, {"quantization": "nf4"}],
+    "v151k": [{}, {"quantization": "nf4"}, {"quantization": "nf4", "lora": DORA}],
+    # Short examples and one step: it is slow where bfloat16 is emulated.
+    "qwen05b": [
+        {"dtype": dtype, "token_budget": 512, "max_sequence_tokens": 128, "steps": 1}
+        for dtype in ("float32", "bfloat16")
+    ],
 }
 
 
@@ -34,26 +50,34 @@ def main() -> None:
             base = presets.build_preset(name, Path(scratch) / "base")
             for number, case in enumerate(CASES[name]):
                 predicted, measured = compare(name, base, Path(scratch) / str(number), dict(case))
-                rows.append((name, case, predicted.total / measured))
-                print(f"{name} {case or ''}: predicted {mib(predicted.total)}, measured {mib(measured)}")
+                rows.append((name, title(case), predicted.total / measured))
+                print(f"{name} {title(case)}: predicted {mib(predicted.total)}, measured {mib(measured)}", flush=True)
                 print("   ", ", ".join(f"{part} {mib(size)}" for part, size in parts(predicted).items()))
     ratios = [ratio for _name, _case, ratio in rows]
     worst = max(ratios, key=lambda ratio: abs(math.log(ratio)))
     for name, case, ratio in rows:
-        print(f"{name:8} {ratio:5.2f}x predicted over measured   {case or ''}")
+        print(f"{name:8} {ratio:5.2f}x predicted over measured   {case}")
     print(json.dumps({"benchmark": "memory_model", "device": "cpu", "ratio": round(worst, 3), "ratios": ratios}))
 
 
-def compare(name: str, base: Path, directory: Path, case: dict[str, object]) -> tuple[MemoryEstimate, int]:
+def compare(name: str, base: Path, directory: Path, case: dict[str, Any]) -> tuple[MemoryEstimate, int]:
     """Predicted and measured bytes of one run."""
-    quantization = case.pop("quantization", None)
-    execution = Execution(**{"device": "cpu", "dtype": "float32", "token_budget": 2048, "num_threads": 1, **case})
-    spec: TrainSpec = runs.spec(name, quantization=quantization, execution=execution)
-    examples = presets.lognormal_examples(STEPS * spec.batch_size, vocab_size=presets.PRESETS[name].vocab_size)
+    steps = case.pop("steps", STEPS)
+    settings = {"device": "cpu", "dtype": "float32", "token_budget": 2048, "num_threads": 1}
+    settings |= {key: case.pop(key) for key in list(case) if key in Execution.model_fields}
+    spec: TrainSpec = runs.spec(name, execution=Execution(**settings), **case)
+    sizes = {"vocab_size": presets.PRESETS[name].vocab_size, "longest": spec.max_sequence_tokens}
+    make = presets.lognormal_pairs if spec.method == "dpo" else presets.lognormal_examples
+    examples = make(steps * spec.batch_size, **sizes)
     watched = runs.watch(runs.start(directory, base, spec, examples))
     started = watched.events[0]
     assert isinstance(started, Started)
     return estimate(spec, read_geometry(base), started.execution), watched.above_idle
+
+
+def title(case: dict[str, Any]) -> str:
+    """The case in a few words."""
+    return ", ".join("DoRA" if value is DORA else f"{key} {value}" for key, value in case.items())
 
 
 def parts(predicted: MemoryEstimate) -> dict[str, int]:

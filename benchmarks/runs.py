@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.presets import Example
 from tests.engine.trainer_process import TrainerProcess
 from worker.contract.events import Event, Failed, Start, Tick
 from worker.contract.spec import BaseModelRef, LoraSettings, OptimizerSettings, TrainSpec
-from worker.data import token_file
+from worker.data import pair_file, token_file
 
 OPTIMIZER = OptimizerSettings(learning_rate=2e-4, schedule="constant")
 
@@ -32,11 +31,12 @@ def spec(name: str, **changes: Any) -> TrainSpec:
     return TrainSpec(**{**settings, **changes})
 
 
-def start(directory: Path, base: Path, train_spec: TrainSpec, examples: list[Example], *, run: str = "run") -> Start:
-    """A start whose files lie under `directory`."""
+def start(directory: Path, base: Path, train_spec: TrainSpec, examples: Sequence[Any], *, run: str = "run") -> Start:
+    """A start whose files lie under `directory`; the examples are pairs where the spec's method takes pairs."""
     work_directory = directory / run
     work_directory.mkdir(parents=True)
-    token_file.write(work_directory / "training", examples)
+    write = pair_file.write if train_spec.method == "dpo" else token_file.write
+    write(work_directory / "training", examples)
     return Start(
         run=run,
         spec=train_spec,

@@ -14,8 +14,10 @@ from typing import Any, Protocol
 
 from app.db import migrations
 from app.settings import Settings
-from tests.servers import postgres
+from tests.servers import postgres, redis, s3
 from tests.servers.postgres import Postgres
+from tests.servers.redis import RedisServer
+from tests.servers.s3 import S3Server
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,12 @@ class Embedded:
 
 
 class Production:
-    """Each installation has a database of its own on a PostgreSQL that all share."""
+    """Each installation has a database and a bucket of its own on a PostgreSQL, a Redis and an S3 that all share."""
 
-    def __init__(self, server: Postgres) -> None:
+    def __init__(self, server: Postgres, redis: RedisServer, s3: S3Server) -> None:
         self._postgres = server
+        self._redis = redis
+        self._s3 = s3
         self._numbers = itertools.count()
         server.create("migrated")
         migrations.upgrade(server.url("migrated"))
@@ -83,15 +87,20 @@ class Production:
 
     def copy(self, site: Site, data: Path) -> Site:
         shutil.copytree(site.data, data)
-        return self._site(data, template=self._database(site))
+        made = self._site(data, template=self._database(site))
+        self._s3.copy(site.places["s3_bucket"], made.places["s3_bucket"])
+        return made
 
     def discard(self, site: Site) -> None:
         self._postgres.drop(self._database(site))
 
     def _site(self, data: Path, *, template: str) -> Site:
-        name = f"site-{next(self._numbers)}"
+        number = next(self._numbers)
+        name = f"site-{number}"
         self._postgres.create(name, template=template)
-        return Site(data, {"database_url": self._postgres.url(name)})
+        wakes = self._redis.url_through(self._redis.port, database=number)
+        objects = self._s3.settings(self._s3.new_bucket())
+        return Site(data, {"database_url": self._postgres.url(name), "redis_url": wakes, **objects})
 
     def _database(self, site: Site) -> str:
         return site.places["database_url"].rpartition("/")[2]
@@ -104,8 +113,8 @@ def embedded(directory: Path) -> Iterator[Backends]:
 
 @contextmanager
 def production(directory: Path) -> Iterator[Backends]:
-    with postgres.running() as server:
-        yield Production(server)
+    with postgres.running() as server, redis.running(directory) as wakes, s3.moto() as objects:
+        yield Production(server, wakes, objects)
 
 
 KINDS: dict[str, Callable[[Path], Any]] = {"embedded": embedded, "production": production}

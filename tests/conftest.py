@@ -19,7 +19,7 @@ from app.resources import Resources, open_resources
 from app.settings import Settings
 from tests import factories
 from tests.backends import KINDS, Backends, Site
-from tests.servers import postgres, required
+from tests.servers import postgres, required, s3
 from tests.servers.postgres import Postgres
 
 
@@ -98,20 +98,32 @@ async def resources(site: Site) -> AsyncIterator[Resources]:
         yield opened
 
 
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[s3.MotoServer]:
+    with s3.moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3Server]:
+    with s3.rclone(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
 @pytest.fixture
 async def tenant(served: Served) -> AsyncIterator[Tenant]:
-    async with _tenant(served) as made:
+    async with tenant_of(served) as made:
         yield made
 
 
 @pytest.fixture
 async def other_tenant(served: Served) -> AsyncIterator[Tenant]:
-    async with _tenant(served) as made:
+    async with tenant_of(served) as made:
         yield made
 
 
 @asynccontextmanager
-async def _tenant(served: Served) -> AsyncIterator[Tenant]:
+async def tenant_of(served: Served) -> AsyncIterator[Tenant]:
     async with open_resources(served.settings) as opened:
         principal, key = await factories.project(opened)
         await factories.base_model(opened)

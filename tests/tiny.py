@@ -70,12 +70,13 @@ def build_tiny_base(
     query attention with 4 query and 2 key/value heads.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _write_tokenizer(directory, family, vocab_size)
+    write_tokenizer(directory, family=family, vocab_size=vocab_size)
     _write_model(directory, family, vocab_size, hidden_size, layers, seed)
     return directory
 
 
-def _write_tokenizer(directory: Path, family: Family, vocab_size: int) -> None:
+def write_tokenizer(directory: Path, *, family: Family = "llama", vocab_size: int = 512) -> None:
+    """Write a tokenizer of at most `vocab_size` tokens, with a chat template, to a model's directory."""
     special_tokens = SPECIAL_TOKENS[family]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

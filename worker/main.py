@@ -17,7 +17,7 @@ from app.errors import Unavailable
 from app.resources import Resources
 from app.services import workers
 from app.services.workers import Description
-from worker import preemption, sweeps, validator, workspace
+from worker import preemption, sweeps, tidying, validator, workspace
 from worker.bases import Bases
 from worker.keeper import Keeper
 from worker.presence import Presence
@@ -45,6 +45,7 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
                 background.create_task(_pass_on(stopping, draining)),
                 background.create_task(keeper.run(describe, draining)),
                 background.create_task(sweeps.run(resources, presence)),
+                background.create_task(tidying.run(resources)),
                 background.create_task(bases.retry_unavailable(resources)),
                 background.create_task(preemption.run(resources, slots=slots, keeper=keeper, bases=bases)),
             ]

@@ -95,15 +95,15 @@ def limit_process(limits: ProcessLimits) -> None:
     """Bind this process to the limits for good; no core dumps, and few threads for the tokenizer."""
     # Each thread reserves address space, of which a machine with many cores would use up the limit.
     os.environ.setdefault("RAYON_NUM_THREADS", str(min(MAX_THREADS, os.cpu_count() or 1)))
-    for kind, wanted in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_CPU, limits.cpu_seconds),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
+    for kind, wanted, grace in (
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_AS, limits.memory_bytes, 0),
+        (resource.RLIMIT_CPU, limits.cpu_seconds, 1),  # at the hard limit it would be SIGKILL, which tells nothing
+        (resource.RLIMIT_FSIZE, limits.file_bytes, 0),
     ):
         _, hard = resource.getrlimit(kind)
-        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(kind, (value, value))
+        most = wanted + grace if hard == resource.RLIM_INFINITY else min(wanted + grace, hard)
+        resource.setrlimit(kind, (min(wanted, most), most))
 
 
 @dataclass

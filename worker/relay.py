@@ -6,6 +6,7 @@ run goes on. Uploads go on beside, so that neither heartbeat nor steps wait for 
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db.models import Job
 from app.resources import Resources
 from app.services.leases import Lease
+from app.storage.base import StorageUnavailable
 from worker import checkpoints, guarded, step_records
 from worker.contract.events import Adjusted, Checkpoint, Evaluation, Started, Step
 from worker.log_tail import LogTail
@@ -92,7 +94,17 @@ class Relay:
     async def _save(self, event: Checkpoint) -> None:
         await self._flush()  # a resumed run repeats only later steps: these must be on record first
         directory = Path(event.directory)
-        await checkpoints.save(self._resources, self.lease, step=event.step, is_last=event.is_last, directory=directory)
+        try:
+            await checkpoints.save(
+                self._resources, self.lease, step=event.step, is_last=event.is_last, directory=directory
+            )
+        except StorageUnavailable:
+            if event.is_last:  # without it there is no result
+                raise
+            _log.warning(
+                "a checkpoint of job %s could not be stored; the run goes on", self.lease.job_id, exc_info=True
+            )
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _store_log(self) -> None:
         while True:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from app.errors import Unavailable
 from app.resources import Resources
 from app.services import base_models, job_states, leases
 from app.services.leases import LeaseLost
+from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import checkpoints, guarded, publish
 from worker.bases import Bases, BaseUnavailable
 from worker.contract.errors import Blame, TrainError
@@ -39,11 +41,11 @@ from worker.contract.spec import TrainSpec
 from worker.keeper import Hold
 from worker.log_tail import LogTail
 from worker.relay import Relay
-from worker.supervisor import Trainer
+from worker.supervisor import START_SECONDS, Trainer
 
 _log = logging.getLogger(__name__)
-_START_SECONDS = 120.0  # imports alone take ten on a busy machine, and tell of no progress
 _TRANSIENT_RETRY = timedelta(seconds=30)
+_NO_STORAGE = "The storage for files is not available; the job will be tried again in half a minute"
 _INTERRUPTED = "Fine-tuning job interrupted because its worker is stopping; it will be resumed"
 _PREEMPTED = "Fine-tuning job preempted by a job of higher priority; it will be resumed"
 _Raised = TypeVar("_Raised", bound=Exception)
@@ -95,6 +97,7 @@ class Runner:
         self._draining = draining
         self._directory = work_directory
         self._trainer_is_free = True
+        self._claimed_at = time.monotonic()
         self._has_begun = False  # the trainer was asked; what fails before that is neither slot nor job
         self._trainer_was_ready = True
         self._took_a_step = False
@@ -112,6 +115,9 @@ class Runner:
         except* Unavailable:
             message = "The database did not answer; the job will be tried again"
             await self._settle(TrainError("unavailable", message, blame=Blame.TRANSIENT))
+        except* StorageUnavailable:
+            _log.warning("job %s: storage is not available", job.id, exc_info=True)
+            await self._settle(TrainError("storage_unavailable", _NO_STORAGE, blame=Blame.TRANSIENT))
         except* (SQLAlchemyError, OSError, ValueError):
             _log.exception("job %s: the run failed on this worker's side", job.id)
             await self._settle(Crash("The worker failed outside of training"))
@@ -166,7 +172,11 @@ class Runner:
             if facts := job.dataset.get(part):
                 path = self._directory / f"{part}.tokens"
                 tokens: dict[str, Any] = facts["tokens"]
-                await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
+                try:
+                    await self._resources.storage.get_file(tokens["key"], path, sha256=tokens["sha256"])
+                except (ObjectMissing, ObjectCorrupt) as error:
+                    message = f"The job failed because its encoded {part} data is damaged in storage. Create it again."
+                    raise TrainError("checksum_mismatch", message, param=f"{part}_file") from error
                 staged[part] = str(path)
         resume = await checkpoints.restore(self._resources, job.id, self._directory)
         initial = await checkpoints.initial_adapter(self._resources, job, self._directory)
@@ -187,7 +197,7 @@ class Runner:
         while True:
             seconds = self._settings.progress_timeout_seconds
             if not trainer.is_ready:
-                seconds = max(seconds, _START_SECONDS)
+                seconds = max(seconds, START_SECONDS)
             try:
                 async with asyncio.timeout(seconds):
                     event = await trainer.next_event()
@@ -206,6 +216,11 @@ class Runner:
                 await relay.adjusted(event)
             elif isinstance(event, Evaluation | Step | Checkpoint):
                 if isinstance(event, Step):
+                    if not self._took_a_step:
+                        seconds = time.monotonic() - self._claimed_at
+                        _log.info(
+                            "job %s: first step after %.3f s, itself %.3f s", self._lease.job_id, seconds, event.seconds
+                        )
                     self._took_a_step = True
                     self._slot.trust()
                 relay.take(event)

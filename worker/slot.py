@@ -19,7 +19,7 @@ from worker.bases import Bases
 from worker.contract.spec import TrainSpec
 from worker.keeper import Keeper
 from worker.runner import Runner
-from worker.supervisor import Trainer
+from worker.supervisor import START_SECONDS, Trainer
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
@@ -75,9 +75,11 @@ class Slot:
         waiter = self._resources.queue.waiter(self._resources.settings.pool)
         idle_since = time.monotonic()
         try:
-            await self._warm_up()
-            self.has_started = True
             while not self._draining.is_set() and self.state != "unhealthy":
+                await self._have_trainer()
+                self.has_started = True
+                if self._draining.is_set():
+                    break
                 claimed = await self._claim()
                 if claimed is not None:
                     self._is_busy = True
@@ -87,7 +89,8 @@ class Slot:
                         self._is_busy = False
                     idle_since = time.monotonic()
                     continue
-                if time.monotonic() - idle_since > self._resources.settings.trainer_idle_seconds:
+                is_idle = time.monotonic() - idle_since > self._resources.settings.trainer_idle_seconds
+                if is_idle and self._trainer is not None and self._trainer.holds is not None:
                     await self.end_trainer()
                 await waiter.wait(_LOOK_SECONDS)
         finally:
@@ -136,10 +139,17 @@ class Slot:
         self._trainer = await Trainer.start(log=log, threads=self._threads, device=self._device)
         return self._trainer
 
-    async def _warm_up(self) -> None:
-        """Let the trainer do its imports, seconds of them, before there is a job that waits."""
+    async def _have_trainer(self) -> None:
+        """Start a trainer where there is none, and let it do its imports, seconds of them, before a job is claimed:
+        until then a job is better left to others. One that dies of them is found out by the next job."""
+        if self._trainer is not None:
+            return
         with suppress(OSError):
-            await self._start_trainer()
+            trainer = await self._start_trainer()
+            waiting = [asyncio.create_task(trainer.until_ready()), asyncio.create_task(self._draining.wait())]
+            await asyncio.wait(waiting, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
 
     async def _claim(self) -> tuple[Lease, Job] | None:
         now = time.monotonic()

@@ -18,6 +18,7 @@ from worker.contract.events import MAX_LINE_BYTES, Event, Ready, Start, Stop
 from worker.contract.spec import TrainSpec
 
 _log = logging.getLogger(__name__)
+START_SECONDS = 120.0  # imports alone take ten on a busy machine, and tell of no progress
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_HOME")
 
 
@@ -27,6 +28,7 @@ class Trainer:
     def __init__(self, process: asyncio.subprocess.Process, command_fd: int, event_fd: int, log: Path) -> None:
         self.log = log
         self.is_ready = False  # it has done its imports
+        self._settled = asyncio.Event()  # it is ready, or never will be
         self.holds: TrainSpec | None = None  # the spec it has loaded a base for, if any
         self._process = process
         self._command_fd = command_fd
@@ -74,6 +76,10 @@ class Trainer:
         """Whether it is alive, and the base that `spec` asks for is the one it holds, or it holds none."""
         return self.is_alive and (self.holds is None or _same_base(self.holds, spec))
 
+    async def until_ready(self) -> None:
+        """Return when it has done its imports, or is gone."""
+        await self._settled.wait()
+
     async def next_event(self) -> Event | None:
         if self._reading.done() and self._events.empty():
             return None
@@ -109,13 +115,17 @@ class Trainer:
             try:
                 while line := await reader.readline():
                     event = contract.events.validate_json(line)
-                    self.is_ready = self.is_ready or isinstance(event, Ready)
+                    if isinstance(event, Ready):
+                        self.is_ready = True
+                        self._settled.set()
+                        _log.info("the trainer %d is ready, on %s", self.pid, event.device)
                     self._events.put_nowait(event)
             except (ValidationError, ValueError):
                 _log.exception("the trainer %d sent a line that is no event; it is ended", self.pid)
                 self.kill()
             finally:
                 transport.close()
+                self._settled.set()
                 self._events.put_nowait(None)
 
 

@@ -7,6 +7,7 @@ stream, or when the parent dies, the trainer kills its process group.
 """
 
 import argparse
+import gc
 import importlib
 import logging
 import os
@@ -112,6 +113,8 @@ class Trainer:
         os.environ["HF_HUB_OFFLINE"] = "1"
         # Threads that wait for each other by spinning took two to three times as long on a shared machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Packs differ in length: memory that can grow in place does not break into pieces that fit none of them.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         import torch
 
         _import_peft()
@@ -120,6 +123,7 @@ class Trainer:
         torch.use_deterministic_algorithms(not torch.cuda.is_available())
         # Deterministic mode would also fill every new tensor; we read none that we have not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        gc.freeze()  # what was imported is there to stay: each collection would look through it for a quarter second
         self._emit(Ready(device=execution.available_device()))
         while True:
             self._take(self._inbox.starts.get())
@@ -199,6 +203,10 @@ def _import_peft() -> None:
     sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType] (Python's mark of a module not to be found)
     try:
         importlib.import_module("peft")
+        # It asks again when the first adapter is attached, and then imports it; the first answer is kept.
+        availability = importlib.import_module("peft.import_utils")
+        availability.is_bnb_available()
+        availability.is_bnb_4bit_available()
     finally:
         del sys.modules["bitsandbytes"]
 

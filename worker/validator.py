@@ -3,12 +3,9 @@
 import asyncio
 import json
 import logging
-import os
 import shutil
-import signal
-import sys
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +21,12 @@ from app.resources import Resources
 from app.services import base_models, events, job_states, leases, workers
 from app.services.leases import Lease, LeaseLost
 from app.storage import keys
-from app.storage.base import ObjectCorrupt, ObjectMissing
+from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import guarded, workspace
 from worker.bases import Bases, BaseUnavailable
 from worker.contract.errors import Blame, TrainError
 from worker.contract.extension import Extension
 from worker.contract.prepare import (
-    REPORT_NAME,
     DataLimits,
     FileReport,
     PrepareReport,
@@ -40,9 +36,11 @@ from worker.contract.prepare import (
 from worker.contract.spec import BaseModelRef, TrainSpec
 from worker.data import auto, base_layers
 from worker.keeper import Keeper
+from worker.preparer import Preparer
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
+_TRANSIENT_RETRY = timedelta(seconds=15)
 _PARTS = ("training", "validation")
 
 
@@ -50,8 +48,12 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
     """Validate one job after another until the worker drains."""
     waiter = resources.queue.waiter(VALIDATION_POOL)
     ttl = resources.settings.lease_seconds
+    worker_id, _, _ = owner.partition("/")
+    preparer = Preparer(workspace.of_worker(resources.settings, worker_id) / "prepare.log")
     try:
         while not draining.is_set():
+            with suppress(OSError):
+                await preparer.be_ready()
             claimed = None
             try:
                 async with resources.write() as session:
@@ -69,9 +71,12 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
                 continue
             lease, job = claimed
             with keeper.keep(lease) as hold:
-                await _validate_until(resources, lease, job, bases=bases, revoked=hold.revoked, draining=draining)
+                await _validate_until(
+                    resources, lease, job, bases=bases, preparer=preparer, revoked=hold.revoked, draining=draining
+                )
     finally:
         waiter.close()
+        await preparer.close()
 
 
 async def _validate_until(
@@ -80,11 +85,12 @@ async def _validate_until(
     job: Job,
     *,
     bases: Bases,
+    preparer: Preparer,
     revoked: asyncio.Event,
     draining: asyncio.Event,
 ) -> None:
     """Validate, but stop at once when the job is cancelled or the worker drains. Never raises for one job."""
-    work = asyncio.create_task(_validate(resources, lease, job, bases))
+    work = asyncio.create_task(_validate(resources, lease, job, bases, preparer))
     signals = [asyncio.create_task(revoked.wait()), asyncio.create_task(draining.wait())]
     await asyncio.wait([work, *signals], return_when=asyncio.FIRST_COMPLETED)
     for task in (work, *signals):
@@ -98,6 +104,9 @@ async def _validate_until(
         _log.info("job %s: no longer ours", job.id)
     except (TrainError, BaseUnavailable) as error:
         await _settle(resources, lease, error)
+    except StorageUnavailable:
+        _log.warning("job %s: storage is not available; its files are checked when it is", job.id, exc_info=True)
+        await _settle(resources, lease, TrainError("storage_unavailable", "", blame=Blame.TRANSIENT))
     except (SQLAlchemyError, OSError, ValueError) as error:
         _log.exception("job %s: the files could not be checked", job.id)
         crash = TrainError("internal_error", "The worker failed while checking the files", blame=Blame.INTERNAL)
@@ -105,7 +114,7 @@ async def _validate_until(
         await _settle(resources, lease, crash)
 
 
-async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) -> None:
+async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases, preparer: Preparer) -> None:
     directory = workspace.of_lease(resources.settings, lease)
     directory.mkdir(mode=0o700)
     try:
@@ -132,7 +141,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases) 
                 cpu_seconds=max(1, int(resources.settings.validation_timeout_seconds)),
             ),
         )
-        report = await _prepare_in_child(request, directory, resources.settings.validation_timeout_seconds)
+        report = await preparer.prepare(request, resources.settings.validation_timeout_seconds)
         if report.error is not None:
             raise TrainError(report.error.code, report.error.message, param=report.error.param)
         dataset = {
@@ -164,40 +173,6 @@ async def _stage(resources: Resources, job: Job, directory: Path) -> dict[str, F
             raise TrainError("checksum_mismatch", message, param=param) from error
         found[part] = file
     return found
-
-
-async def _prepare_in_child(request: PrepareRequest, directory: Path, timeout_seconds: float) -> PrepareReport:
-    """Run the child under its limits and a deadline. Raises TrainError when it leaves no report."""
-    question = directory / "request.json"
-    question.write_text(request.model_dump_json(), encoding="utf-8")
-    with (directory / "prepare.log").open("wb") as log:
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "worker.prepare", str(question), str(os.getpid())),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ},
-            start_new_session=True,
-        )
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            code = await child.wait()
-    except TimeoutError as error:
-        message = f"The files could not be checked within {timeout_seconds:g} seconds."
-        raise TrainError("invalid_training_file", message, param="training_file") from error
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        await child.wait()
-    report = directory / REPORT_NAME
-    if report.exists():
-        return PrepareReport.model_validate_json(report.read_bytes())
-    tail = (directory / "prepare.log").read_text(encoding="utf-8", errors="replace")[-4000:]
-    _log.error("checking files ended with code %d and no report:\n%s", code, tail)
-    if code == -signal.SIGXCPU or "MemoryError" in tail:
-        message = "The files could not be checked within this server's limits of time and memory for it."
-        raise TrainError("invalid_training_file", message, param="training_file")
-    raise TrainError("internal_error", "The check of the files ended unexpectedly", blame=Blame.INTERNAL)
 
 
 async def _store_tokens(
@@ -275,6 +250,9 @@ async def _record_end(
         leases.release(session, job)
     elif isinstance(error, BaseUnavailable):
         leases.leave_to_others(session, job, reason=str(error), now=now)
+    elif error.blame == Blame.TRANSIENT:
+        job.not_before_at = now + _TRANSIENT_RETRY
+        leases.release(session, job)
     elif error.blame == Blame.USER:
         job.error = {"code": error.code, "message": error.message, "param": error.param}
         job_states.move(session, job, JobStatus.FAILED, message=error.message, now=now, level="error")

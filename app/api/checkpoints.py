@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Field
 
 from app.api import downloads, errors
@@ -12,6 +12,7 @@ from app.api.times import unix
 from app.db.models import Checkpoint
 from app.schemas.jobs import CheckpointList, CheckpointMetrics, CheckpointRead
 from app.services import checkpoints, models
+from app.storage.base import StoredObject
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs/{fine_tuning_job_id}",
@@ -40,30 +41,31 @@ async def list_fine_tuning_checkpoints(
     )
 
 
+@router.head("/checkpoints/{checkpoint_id}/adapter", include_in_schema=False)
 @router.get("/checkpoints/{checkpoint_id}/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
 async def download_checkpoint_adapter(
     fine_tuning_job_id: str,
     checkpoint_id: str,
     request: Request,
     principal: Caller,
-    session: ReadSession,
     resources: Opened,
-) -> StreamingResponse:
+) -> Response:
     """The adapter at a checkpoint, as a zip archive of a standard PEFT directory."""
-    found = await checkpoints.get(session, principal, job_id=fine_tuning_job_id, checkpoint_id=checkpoint_id)
-    name = f"{found.job_id}-step-{found.step}-adapter.zip"
-    download = downloads.Download(found.adapter_key, found.adapter_bytes, found.adapter_sha256, name)
+    async with resources.read() as session:
+        found = await checkpoints.get(session, principal, job_id=fine_tuning_job_id, checkpoint_id=checkpoint_id)
+    stored = StoredObject(found.adapter_key, found.adapter_bytes, found.adapter_sha256)
+    download = downloads.Download(stored, f"{found.job_id}-step-{found.step}-adapter.zip")
     return await downloads.respond(request, resources.storage, download)
 
 
+@router.head("/adapter", include_in_schema=False)
 @router.get("/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
-async def download_adapter(
-    fine_tuning_job_id: str, request: Request, principal: Caller, session: ReadSession, resources: Opened
-) -> StreamingResponse:
+async def download_adapter(fine_tuning_job_id: str, request: Request, principal: Caller, resources: Opened) -> Response:
     """The adapter that a job made, as a zip archive of a standard PEFT directory."""
-    model = await models.of_job(session, principal, job_id=fine_tuning_job_id)
-    name = f"{model.job_id}-adapter.zip"
-    download = downloads.Download(model.adapter_key, model.adapter_bytes, model.adapter_sha256, name)
+    async with resources.read() as session:
+        model = await models.of_job(session, principal, job_id=fine_tuning_job_id)
+    stored = StoredObject(model.adapter_key, model.adapter_bytes, model.adapter_sha256)
+    download = downloads.Download(stored, f"{model.job_id}-adapter.zip")
     return await downloads.respond(request, resources.storage, download)
 
 

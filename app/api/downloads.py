@@ -1,23 +1,29 @@
 """Sending an object from storage: as an attachment, verifiable, and resumable from any byte."""
 
 import base64
+import logging
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from app.errors import ApiError
-from app.storage.base import Storage
+from app.observability import tally
+from app.storage import verified
+from app.storage.base import ObjectCorrupt, Storage, StoredObject
 
+_log = logging.getLogger(__name__)
+_MEDIA_TYPE = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 # For the OpenAPI document.
 RESPONSES = {
     200: {"description": "The bytes.", "content": {"application/octet-stream": {}}},
     206: {"description": "The bytes of the range asked for.", "content": {"application/octet-stream": {}}},
+    307: {"description": "The bytes are at `Location` for five minutes, if the server's storage is open to clients."},
 }
 
 
@@ -27,49 +33,70 @@ class RangeNotSatisfiable(ApiError):
 
 @dataclass(frozen=True)
 class Download:
-    storage_key: str
-    bytes: int
-    sha256: str
+    stored: StoredObject
     filename: str
 
 
-async def respond(request: Request, storage: Storage, download: Download) -> StreamingResponse:
-    """One range is honoured; several, or one that makes no sense, are answered with the whole, as HTTP allows."""
-    etag = f'"{download.sha256}"'
-    first, last = 0, download.bytes - 1
+async def respond(request: Request, storage: Storage, download: Download) -> Response:
+    """One range is honoured; several, or one that makes no sense, are answered with the whole, as HTTP allows.
+
+    To be called with no session open: storage may take its time.
+    """
+    stored, disposition = download.stored, _disposition(download.filename)
+    if request.method == "HEAD":
+        await storage.stat(stored.key)  # an object that is missing must not be a 200
+        return Response(headers=_headers(stored, disposition), media_type=_MEDIA_TYPE)
+    if url := await storage.download_url(stored.key, disposition=disposition):
+        return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
     wanted = None
-    if request.headers.get("if-range", etag) == etag:
-        wanted = _wanted_range(request.headers.get("range", ""), download.bytes)
-    if wanted is not None:
+    if request.headers.get("if-range", _etag(stored)) == _etag(stored):
+        wanted = _wanted_range(request.headers.get("range", ""), stored.bytes)
+    headers = _headers(stored, disposition)
+    if wanted is None:
+        chunks = _logged(stored, verified.read(storage, stored))
+    else:
         first, last = wanted
-    length = last - first + 1
-    digest = base64.b64encode(bytes.fromhex(download.sha256)).decode()
-    headers = {
-        "Content-Disposition": _disposition(download.filename),
-        "Content-Length": str(length),
-        "Accept-Ranges": "bytes",
-        "ETag": etag,
-        "Repr-Digest": f"sha-256=:{digest}:",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if wanted is not None:
-        headers["Content-Range"] = f"bytes {first}-{last}/{download.bytes}"
-    chunks = storage.read(download.storage_key, start=first)
-    start = await anext(chunks, b"")  # before the status leaves: an object that is missing must not be a 200
+        headers["Content-Length"] = str(last - first + 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{stored.bytes}"
+        chunks = storage.read(stored.key, start=first, end=last + 1)
+    start = await anext(chunks, b"")  # before the status leaves, for the same reason
     return StreamingResponse(
-        _exactly(length, start, chunks),
-        status_code=200 if wanted is None else 206,
-        headers=headers,
-        media_type="application/octet-stream",
+        _joined(start, chunks), status_code=200 if wanted is None else 206, headers=headers, media_type=_MEDIA_TYPE
     )
 
 
-async def _exactly(length: int, start: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    chunk = start
-    while chunk and length > 0:
-        yield chunk[:length]
-        length -= len(chunk)
-        chunk = await anext(chunks, b"") if length > 0 else b""
+async def _joined(start: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield start
+    async for chunk in chunks:
+        yield chunk
+
+
+async def _logged(stored: StoredObject, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The error then breaks the answer off, so that no client takes it for whole."""
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except ObjectCorrupt:
+        tally["corrupt downloads"] += 1
+        so_far = tally["corrupt downloads"]
+        _log.error("object %s is not what was recorded: its download is cut (%d so far)", stored.key, so_far)
+        raise
+
+
+def _etag(stored: StoredObject) -> str:
+    return f'"{stored.sha256}"'
+
+
+def _headers(stored: StoredObject, disposition: str) -> dict[str, str]:
+    digest = base64.b64encode(bytes.fromhex(stored.sha256)).decode()
+    return {
+        "Content-Disposition": disposition,
+        "Content-Length": str(stored.bytes),
+        "Accept-Ranges": "bytes",
+        "ETag": _etag(stored),
+        "Repr-Digest": f"sha-256=:{digest}:",
+        "X-Content-Type-Options": "nosniff",
+    }
 
 
 def _wanted_range(header: str, size: int) -> tuple[int, int] | None:

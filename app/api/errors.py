@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from app.errors import ApiError, InvalidRequest, NotFound, TooLarge, Unavailable
 from app.observability import request_id
 from app.schemas.common import ErrorEnvelope
+from app.storage.base import StorageUnavailable
 
 _log = logging.getLogger(__name__)
 _KINDS = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "an array", dict: "an object"}
@@ -40,6 +41,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(StorageUnavailable, _on_lost_storage)
     app.add_exception_handler(OSError, _on_os_error)
 
 
@@ -87,9 +89,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return respond(refusal)
 
 
+async def _on_lost_storage(_request: Request, error: Exception) -> Response:
+    _log.warning("storage is not available", exc_info=error)
+    return respond(Unavailable("The storage for files is not available at the moment. Please try again."))
+
+
 async def _on_os_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # the last: a limit on this process's files
         raise error
     _log.error("the disk is full", exc_info=error)
     return respond(Unavailable("The server's disk is full.", retry_after_seconds=60))

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Field
 
 from app.api import downloads, errors, multipart
@@ -12,6 +12,7 @@ from app.api.times import unix, unix_or_none
 from app.db.models import File
 from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
 from app.services import files
+from app.storage.base import StoredObject
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], dependencies=AUTHENTICATED, responses=errors.RESPONSES)
 
@@ -40,7 +41,7 @@ async def create_file(request: Request, principal: Caller, resources: Opened) ->
         body = form.parse()
         filename = files.check_name(form.filename, purpose=body.purpose)
         file_id, stored = await files.store(
-            resources.storage, form.path, purpose=body.purpose, max_line_bytes=settings.max_line_bytes
+            resources.storage, form.file, purpose=body.purpose, max_line_bytes=settings.max_line_bytes
         )
     async with resources.write() as session:
         file = await files.create(session, principal, file_id=file_id, stored=stored, filename=filename, body=body)
@@ -77,14 +78,14 @@ async def delete_file(file_id: str, principal: Caller, session: WriteSession) ->
     return FileDeleted(id=(await files.delete(session, principal, file_id=file_id)).id)
 
 
+@router.head("/{file_id}/content", include_in_schema=False)
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses={**downloads.RESPONSES})
-async def download_file(
-    file_id: str, request: Request, principal: Caller, session: ReadSession, resources: Opened
-) -> StreamingResponse:
+async def download_file(file_id: str, request: Request, principal: Caller, resources: Opened) -> Response:
     """The bytes as they were uploaded. A single `Range` is honoured."""
-    file = await files.get(session, principal, file_id=file_id)
-    download = downloads.Download(file.storage_key, file.bytes, file.sha256, file.filename)
-    return await downloads.respond(request, resources.storage, download)
+    async with resources.read() as session:
+        file = await files.get(session, principal, file_id=file_id)
+    stored = StoredObject(file.storage_key, file.bytes, file.sha256)
+    return await downloads.respond(request, resources.storage, downloads.Download(stored, file.filename))
 
 
 def _read(file: File) -> FileRead:

@@ -3,7 +3,7 @@
 import re
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from app.api import downloads, errors
 from app.api.deps import AUTHENTICATED, Caller, Opened, ReadSession, WriteSession
@@ -12,6 +12,7 @@ from app.auth import Principal
 from app.db.models import BaseModel, FineTunedModel
 from app.schemas.models import ModelDeleted, ModelList, ModelRead
 from app.services import models
+from app.storage.base import StoredObject
 
 router = APIRouter(prefix="/v1/models", tags=["Models"], dependencies=AUTHENTICATED, responses=errors.RESPONSES)
 
@@ -23,13 +24,14 @@ async def list_models(principal: Caller, session: ReadSession) -> ModelList:
 
 
 # Before the next one, which would take the end of the path for a part of the name.
+@router.head("/{model:path}/adapter", include_in_schema=False)
 @router.get("/{model:path}/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
-async def download_model_adapter(
-    model: str, request: Request, principal: Caller, session: ReadSession, resources: Opened
-) -> StreamingResponse:
+async def download_model_adapter(model: str, request: Request, principal: Caller, resources: Opened) -> Response:
     """The adapter of a fine-tuned model or a checkpoint, as a zip archive of a standard PEFT directory."""
-    found = await models.adapter(session, principal, model_id=model)
-    download = downloads.Download(found.key, found.bytes, found.sha256, f"{_filename(found.model)}-adapter.zip")
+    async with resources.read() as session:
+        found = await models.adapter(session, principal, model_id=model)
+    stored = StoredObject(found.key, found.bytes, found.sha256)
+    download = downloads.Download(stored, f"{_filename(found.model)}-adapter.zip")
     return await downloads.respond(request, resources.storage, download)
 
 

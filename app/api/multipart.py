@@ -1,12 +1,15 @@
-"""Receiving one uploaded file of a multipart form straight into a temporary file, under limits."""
+"""Receiving one uploaded file of a multipart form straight into a temporary file, under limits.
+
+The temporary file has no name: whatever ends this process, its space is free again at once.
+"""
 
 import asyncio
 import re
-import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from fastapi import Request
@@ -27,7 +30,7 @@ _FIELDS = re.compile(r"purpose|expires_after\[(anchor|seconds)\]")
 
 @dataclass
 class Form:
-    path: Path
+    file: BinaryIO
     fields: dict[str, str] = field(default_factory=dict)
     filename: str = ""
 
@@ -50,8 +53,8 @@ async def receive(request: Request, *, directory: Path, max_file_bytes: int) -> 
     if declared.isdecimal() and int(declared) > max_file_bytes + _MAX_OVERHEAD_BYTES:
         raise _too_large(max_file_bytes)
     boundary = _boundary(request)
-    with _temporary(directory) as (path, file):
-        receiver = _Receiver(Form(path), max_file_bytes)
+    with _temporary(directory) as file:
+        receiver = _Receiver(Form(file), max_file_bytes)
         parser = MultipartParser(boundary, receiver.callbacks())  # pyright: ignore[reportArgumentType]
         async for chunk in request.stream():
             try:
@@ -161,15 +164,9 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
-@contextmanager
-def _temporary(directory: Path) -> Iterator[tuple[Path, BinaryIO]]:
+def _temporary(directory: Path) -> AbstractContextManager[BinaryIO]:
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = directory / secrets.token_hex(16)
-    try:
-        with path.open("xb") as file:
-            yield path, file
-    finally:
-        path.unlink(missing_ok=True)
+    return TemporaryFile(dir=directory)
 
 
 def _finish(file: BinaryIO, data: bytes) -> None:

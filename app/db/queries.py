@@ -3,11 +3,13 @@
 `tests/unit/test_query_doors.py` finds any other.
 """
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, func, literal_column, select
+from sqlalchemy import ColumnElement, Select, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from app.auth import Principal
 from app.db.models import SERVER_TABLES, Base, JobRow, ProjectRow
@@ -37,6 +39,11 @@ def of_project(model: type[TenantRow], project_id: str) -> Select[TenantRow]:
 def of_job(model: type[RowOfJob], job_id: str) -> Select[RowOfJob]:
     """A worker's rows of the job that it holds a lease on."""
     return select(model).where(model.job_id == job_id)
+
+
+def naming(column: ColumnElement[str] | InstrumentedAttribute[str], keys: Collection[str]) -> Select[str]:
+    """Those of the storage keys that the column names, in whatever project: for sweeps, which show nobody a row."""
+    return select(column).where(column.in_(keys))
 
 
 async def alone(session: AsyncSession, purpose: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import unicodedata
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -38,14 +38,14 @@ def check_name(filename: str, *, purpose: str) -> str:
     return label
 
 
-async def store(storage: Storage, path: Path, *, purpose: str, max_line_bytes: int) -> tuple[str, StoredObject]:
+async def store(storage: Storage, file: BinaryIO, *, purpose: str, max_line_bytes: int) -> tuple[str, StoredObject]:
     """Check an uploaded file's content and put it in storage under a new file id. Raises InvalidRequest."""
     if purpose == "fine-tune":
-        refusal = await asyncio.to_thread(rows.check_jsonl, path, max_line_bytes=max_line_bytes)
+        refusal = await asyncio.to_thread(rows.check_jsonl, file, max_line_bytes=max_line_bytes)
         if refusal is not None:
             raise InvalidRequest(refusal)
     file_id = new_id("file-")
-    return file_id, await storage.put_file(keys.uploaded_file(file_id), path)
+    return file_id, await storage.put_file(keys.uploaded_file(file_id), file)
 
 
 async def create(

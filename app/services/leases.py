@@ -200,5 +200,11 @@ async def held_by(session: AsyncSession, worker_id: str) -> list[Job]:
     return list(await session.scalars(query))
 
 
+async def fences(session: AsyncSession, job_ids: Collection[str]) -> dict[str, int]:
+    """The fences of those of the jobs that somebody works on."""
+    query = select(Job.id, Job.fence).where(Job.id.in_(job_ids), Job.lease_owner.is_not(None))
+    return {job_id: fence for job_id, fence in await session.execute(query)}  # noqa: C416 - rows are not pairs
+
+
 def _any_of(held: Iterable[Lease]):
     return or_(*(and_(Job.id == x.job_id, Job.fence == x.fence, Job.lease_owner == x.owner) for x in held))

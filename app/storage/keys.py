@@ -1,5 +1,17 @@
 """The names of objects. Ids only, never user text; the fence keeps a stale worker out of a newer one's keys."""
 
+import re
+import secrets
+
+_KEY = re.compile(r"[A-Za-z0-9_\-]+(?:[./][A-Za-z0-9_\-]+)*")
+
+
+def require_key(key: str) -> str:
+    """The key itself. Raises ValueError when it is not one that this module could have made."""
+    if not _KEY.fullmatch(key):
+        raise ValueError("not a storage key")
+    return key
+
 
 def uploaded_file(file_id: str) -> str:
     return f"files/{file_id}"
@@ -11,3 +23,12 @@ def imported_adapter(import_id: str) -> str:
 
 def job_object(job_id: str, fence: int, name: str) -> str:
     return f"jobs/{job_id}/{fence}/{name}"
+
+
+# Everything below these is named by a row, or belongs to nobody: see `app.services.orphans`.
+SWEPT = ("files/", "imports/", "jobs/", "trials/")
+
+
+def trial() -> str:
+    """An object that is only there to see whether storage works."""
+    return f"trials/{secrets.token_hex(8)}"

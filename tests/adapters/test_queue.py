@@ -10,11 +10,13 @@ from pydantic import SecretStr
 from app.queue.base import Queue
 from app.queue.memory import MemoryQueue
 from app.queue.redis import RedisQueue
+from tests.servers import required
 from tests.servers.redis import RedisServer, running
 
 
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    required.skip_without("redis-server")
     with running(tmp_path_factory.mktemp("redis"), password="not/a:secret@all") as server:
         yield server
 

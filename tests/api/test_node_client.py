@@ -17,7 +17,7 @@ _DIRECTORY = Path(__file__).resolve().parents[1] / "node"
 
 
 async def test_the_node_client_works(tenant: Tenant) -> None:
-    await _install()
+    await install()
     await factories.base_model(tenant.resources, factories.BASE_MODEL_WITH_SLASH)
     done, model = await factories.succeeded_job(tenant.resources, tenant.principal)
     for step in (12, 24):
@@ -29,14 +29,14 @@ async def test_the_node_client_works(tenant: Tenant) -> None:
         "HONE_MODEL": model.id,
         "HONE_BASE": factories.BASE_MODEL_WITH_SLASH,
     }
-    output = await _run("node", "client.mjs", environment=environment)
+    output = await run("node", "client.mjs", environment=environment)
     job_id = json.loads(output.splitlines()[-1])["job"]
     async with tenant.resources.read() as session:
         job = (await session.scalars(scoped(Job, tenant.principal).where(Job.id == job_id))).one()
     assert job.status == JobStatus.CANCELLED
 
 
-async def _install() -> None:
+async def install() -> None:
     """`npm ci`, unless the very versions of the lock file are there already."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.fail("This test needs Node.js 20 or newer with npm on the PATH; see https://nodejs.org.")
@@ -48,10 +48,10 @@ async def _install() -> None:
             found.get(name, {}).get("integrity") == facts.get("integrity") for name, facts in wanted.items() if name
         ):
             return
-    await _run("npm", "ci", environment={})
+    await run("npm", "ci", environment={})
 
 
-async def _run(*command: str, environment: dict[str, str]) -> str:
+async def run(*command: str, environment: dict[str, str]) -> str:
     child = await asyncio.create_subprocess_exec(
         *command,
         cwd=_DIRECTORY,

@@ -20,6 +20,7 @@ from app.main import create_app
 from app.resources import Resources
 from app.settings import Settings
 from tests.conftest import Served, Tenant, serve
+from tests.servers import required
 from tests.servers.redis import running
 
 
@@ -41,6 +42,7 @@ async def test_health(served: Served) -> None:
 
 
 async def test_without_its_redis_the_server_is_ready_and_says_so(tmp_path: Path) -> None:
+    required.skip_without("redis-server")
     with running(tmp_path / "redis") as redis:
         settings = Settings(data_directory=tmp_path / "data", redis_url=SecretStr(redis.url))
         for server in serve(settings):

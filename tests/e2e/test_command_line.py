@@ -8,7 +8,7 @@ import httpx
 
 from tests.backends import Site
 from tests.e2e.processes import BASE, KEY, Installation, Process
-from tests.servers import redis
+from tests.servers import redis, required
 
 
 def test_the_first_start_makes_a_key_and_says_what_to_do(tmp_path: Path) -> None:
@@ -49,6 +49,7 @@ def test_doctor_says_what_is_missing(tmp_path: Path, install: Callable[..., Inst
 
 
 def test_doctor_asks_redis(tmp_path: Path) -> None:
+    required.skip_without("redis-server")
     with redis.running(tmp_path / "redis", password="a-secret-word") as server:
         installation = Installation(tmp_path / "data", {"HONE_REDIS_URL": server.url})
         assert "Queue: Redis answers" in installation.hone("doctor").stdout

@@ -69,7 +69,7 @@ def test_softcapped_scores_equal_the_formula(monkeypatch: pytest.MonkeyPatch, bl
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("window", [None, 3, 9])
+@pytest.mark.parametrize("window", [None, 3, 9, 100])
 def test_a_document_that_continues_another_is_computed_as_if_they_stood_alone(
     window: int | None, softcap: float | None
 ) -> None:
@@ -100,6 +100,52 @@ def test_a_document_that_continues_another_is_computed_as_if_they_stood_alone(
             **options,
         )
         torch.testing.assert_close(out[0, [order.index(t) for t in range(1, T)]], whole[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4, 7, 12, 100])
+def test_many_that_continue_one_are_computed_as_if_each_stood_alone_with_it(window: int | None) -> None:
+    """Two prefixes of 5 and 3 tokens, three and one that continue them, a document by itself: outputs and gradients."""
+    bounds, prefixes = (0, 5, 7, 8, 14, 15, 18, 20), (None, 0, 0, 0, None, None, 5)
+    given = [tensor.double().requires_grad_() for tensor in inputs()]
+    found, _ = packed_attention(
+        module(sliding_window=window),
+        given[0],
+        given[1],
+        given[2],
+        None,
+        documents=documents_of(bounds, torch.device("cpu"), prefixes),
+        sliding_window=window,
+    )
+    expected = torch.zeros_like(found)
+    for document, prefix in enumerate(prefixes):
+        of_prefix = [] if prefix is None else range(bounds[prefix], bounds[prefix + 1])
+        own = range(bounds[document], bounds[document + 1])
+        query, key, value = (tensor[:, :, [*of_prefix, *own]] for tensor in given)
+        alone, _ = packed_attention(
+            module(sliding_window=window),
+            query,
+            key,
+            value,
+            None,
+            documents=documents_of((0, len(of_prefix) + len(own)), torch.device("cpu")),
+            sliding_window=window,
+        )
+        expected[:, own] = alone[:, len(of_prefix) :]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for loss in (torch.Tensor.sum, lambda out: out.sin().sum()):  # the first's gradient is one number, expanded
+        for one, other in zip(
+            torch.autograd.grad(loss(found), given, retain_graph=True),
+            torch.autograd.grad(loss(expected), given, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_masks_are_made_once_for_all_layers() -> None:
+    documents = documents_of(BOUNDS, torch.device("cpu"), (None, None, 1))
+    assert documents.mask(12, 3, 4) is documents.mask(12, 3, 4)
+    assert documents.mask(12, 3, 4).long().sum(dim=1).tolist() == [4] * 12
+    assert documents.mask(2, 3, None).tolist() == [[True] * 4 + [False], [True] * 5]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def choose(monkeypatch: pytest.MonkeyPatch, free: int, **changes: Any) -> Execut
 
 def test_activations_are_kept_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     roomy = choose(monkeypatch, 300 * GIB, max_sequence_tokens=2048)
-    assert (roomy.token_budget, roomy.gradient_checkpointing) == (16384, False)
+    assert (roomy.token_budget, roomy.gradient_checkpointing, roomy.share_prefixes) == (16384, False, True)
     less = choose(monkeypatch, 139 * GIB, max_sequence_tokens=2048)
     assert (less.token_budget, less.gradient_checkpointing) == (8192, False)
     tight = choose(monkeypatch, 40 * GIB)
@@ -66,7 +66,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.Mo
         choose(monkeypatch, 17 * GIB)
     assert (one.value.code, one.value.param) == ("does_not_fit", "model")
     with pytest.raises(TrainError, match=r"with the base model held in NF4 and examples of at most 4096 tokens"):
-        choose(monkeypatch, 16 * GIB)
+        choose(monkeypatch, 13 * GIB)
     with pytest.raises(TrainError, match="smaller base model"):
         choose(monkeypatch, GIB)
     with pytest.raises(TrainError, match=r"at most \d+ tokens"):

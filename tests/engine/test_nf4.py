@@ -168,12 +168,16 @@ def test_weights_that_are_not_finite_are_refused(llama_directory: Path, tmp_path
     assert caught.value.code == "base_model_not_finite"
 
 
-def test_only_runs_in_nf4_import_bitsandbytes() -> None:
-    code = """
+def test_only_runs_in_nf4_import_bitsandbytes(llama_directory: Path) -> None:
+    code = f"""
 import sys
+from pathlib import Path
 from worker import trainer
 trainer._import_peft()
-import worker.engine.run
+from worker.contract.spec import LoraSettings
+from worker.engine import adapters, base_model
+model = base_model.load(Path({str(llama_directory)!r}), device="cpu", dtype="float32", tick=lambda: None)
+adapters.detach(adapters.attach(model, LoraSettings(), seed=0))
 assert "bitsandbytes" not in sys.modules
 assert __import__("importlib.util").util.find_spec("bitsandbytes") is not None
 """

@@ -1,4 +1,4 @@
-"""A private redis-server, on a free port and in a directory of its own."""
+"""A private redis-server, on a free port and in a directory of its own; it ends with the tests."""
 
 import os
 import shutil
@@ -11,16 +11,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-import pytest
 import redis
+
+from tests.servers import processes
 
 
 class RedisServer:
     """Started by `running`. Its port stays the same when it is started again."""
 
-    def __init__(self, directory: Path, *, password: str | None = None, append_only: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        password: str | None = None,
+        append_only: bool = False,
+        certificate: Path | None = None,
+    ) -> None:
+        """`certificate` holds a key too; with it, TLS is spoken on `tls_port`."""
         directory.mkdir(parents=True, exist_ok=True)
-        self.port = _free_port()
+        self.port, self.tls_port = _free_port(), _free_port()
+        self._certificate = certificate
         self.socket = directory / "redis.sock"
         self._directory = directory
         self._password = password
@@ -29,7 +39,11 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        return f"redis://{self._login}127.0.0.1:{self.port}/0"
+        return self.url_through(self.port)
+
+    def url_through(self, port: int, *, database: int = 0) -> str:
+        """Its address behind a proxy on `port`, or a database of it."""
+        return f"redis://{self._login}127.0.0.1:{port}/{database}"
 
     @property
     def socket_url(self) -> str:
@@ -46,14 +60,24 @@ class RedisServer:
             "unixsocket": str(self.socket),
             "dir": str(self._directory),
             "save": "",
+            "databases": "1000",
             "appendonly": "yes" if self._append_only else "no",
             "appendfsync": "always",
             "requirepass": self._password or "",
         }
+        if self._certificate is not None:
+            file = str(self._certificate)
+            tls = {"port": str(self.tls_port), "cert-file": file, "key-file": file, "auth-clients": "no"}
+            settings |= {f"tls-{name}": value for name, value in tls.items()}
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         with (self._directory / "redis.log").open("ab") as log:
             self._popen = subprocess.Popen(
-                [program(), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [program() or "redis-server", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=processes.end_with_parent(signal.SIGKILL),
             )
         deadline = time.monotonic() + 20
         while not self._answers():
@@ -93,17 +117,16 @@ class RedisServer:
         return f":{quote(self._password, safe='')}@" if self._password else ""
 
 
-def program() -> str:
-    """The redis-server of this machine; skips the test where there is none."""
-    found = shutil.which("redis-server")
-    if found is None:
-        pytest.skip("redis-server is not installed")
-    return found
+def program() -> str | None:
+    """The redis-server of this machine, if there is one."""
+    return shutil.which("redis-server")
 
 
 @contextmanager
-def running(directory: Path, *, password: str | None = None, append_only: bool = False) -> Iterator[RedisServer]:
-    server = RedisServer(directory, password=password, append_only=append_only)
+def running(
+    directory: Path, *, password: str | None = None, append_only: bool = False, certificate: Path | None = None
+) -> Iterator[RedisServer]:
+    server = RedisServer(directory, password=password, append_only=append_only, certificate=certificate)
     server.start()
     try:
         yield server

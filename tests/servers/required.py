@@ -4,14 +4,14 @@ import os
 
 import pytest
 
-from tests.servers import postgres
+from tests.servers import postgres, redis
 
 _REQUIRE = "HONE_TEST_REQUIRE_BACKENDS"
 
 
 def missing() -> list[str]:
     """The servers that this machine lacks, by the names of Debian's packages."""
-    found = {"postgresql": postgres.binaries() is not None}
+    found = {"postgresql": postgres.binaries() is not None, "redis-server": redis.program() is not None}
     return [name for name, is_there in found.items() if not is_there]
 
 

@@ -1,5 +1,6 @@
 """Files where the wire does not reach: names, and what happens to objects."""
 
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,12 @@ def test_names_that_are_refused(filename: str) -> None:
     assert refused.value.param == "file"
 
 
-async def test_what_is_not_jsonl_is_not_stored(resources: Resources, tmp_path: Path) -> None:
-    path = tmp_path / "upload"
-    path.write_bytes(b"not json\n")
+async def test_what_is_not_jsonl_is_not_stored(resources: Resources) -> None:
+    file = BytesIO(b"not json\n")
     with pytest.raises(InvalidRequest, match="Expected file to have JSONL format"):
-        await files.store(resources.storage, path, purpose="fine-tune", max_line_bytes=1024)
-    assert list((resources.settings.data / "objects").iterdir()) == []
-    file_id, stored = await files.store(resources.storage, path, purpose="user_data", max_line_bytes=1024)
+        await files.store(resources.storage, file, purpose="fine-tune", max_line_bytes=1024)
+    assert await factories.objects(resources) == set()
+    file_id, stored = await files.store(resources.storage, file, purpose="user_data", max_line_bytes=1024)
     assert (stored.key, stored.bytes) == (f"files/{file_id}", 9)
 
 

@@ -132,7 +132,5 @@ def test_more_rows_than_allowed_end_the_reading() -> None:
         ('{"a": 1}'.encode("utf-16"), UTF16_SENTENCE),
     ],
 )
-def test_the_check_at_upload(tmp_path: Path, data: bytes, sentence: str | None) -> None:
-    path = tmp_path / "file.jsonl"
-    path.write_bytes(data)
-    assert check_jsonl(path, max_line_bytes=20_000) == sentence
+def test_the_check_at_upload(data: bytes, sentence: str | None) -> None:
+    assert check_jsonl(io.BytesIO(data), max_line_bytes=20_000) == sentence

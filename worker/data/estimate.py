@@ -18,7 +18,7 @@ from worker.contract.spec import Execution, TrainSpec
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 # As in engine/losses.py: one chunk of logits, and as much again for its exponentials.
-_HEAD_CHUNK_BYTES = 2 * (64 << 20)
+_HEAD_CHUNK_BYTES = {"cpu": 2 * (64 << 20), "cuda": 2 * (256 << 20)}
 _MAX_CHUNK_ROWS = 1024
 # Parameter, gradient and two moments, all float32.
 _BYTES_PER_TRAINED_PARAMETER = 16
@@ -133,7 +133,10 @@ def estimate(spec: TrainSpec, geometry: Geometry, execution: Execution) -> Memor
         tokens=tokens,
         bytes_per_token=int(slack * per_token),
         activations=int(slack * per_token * tokens),
-        working=max(_head_bytes(geometry, width, tokens), _backward_bytes_per_token(geometry, width) * tokens),
+        working=max(
+            _head_bytes(geometry, width, tokens, execution.device),
+            _backward_bytes_per_token(spec, geometry, width) * tokens,
+        ),
         overhead=_OVERHEAD_BYTES[execution.device],
     )
 
@@ -164,25 +167,28 @@ def _layer_bytes_per_token(spec: TrainSpec, geometry: Geometry, width: int) -> i
     """What autograd keeps of one token in one layer.
 
     float32: 4 h + 3 q + 2 k (norms, residuals, attention), 4 f (gate, its activation, up, product), the
-    ranks of the adapters. Beside a narrow base, LoRA's inputs are kept once more in float32.
+    ranks of the adapters. Beside a narrow base the norms keep theirs in float32, and the output of attention
+    is also the input of its projection. DoRA's products are float32 there, with their inputs once more.
     """
     h, q, k, f = geometry.hidden, geometry.query_size, geometry.key_size, geometry.mlp
     inner = 4 if geometry.gated else 2
     ranks = 4 * spec.lora.rank * len(geometry.linear_sizes)
     wide = 4 * (4 * h + 3 * q + 2 * k + inner * f)
-    narrow = 30 * h + 6 * q + 4 * k + (2 * inner + 2) * f
+    narrow = 12 * h + 4 * q + 4 * k + 2 * inner * f
+    if spec.lora.dora:
+        narrow += 18 * h + 2 * q + 2 * f
     kept = wide if width == 4 else narrow
     if spec.lora.dropout > 0:  # masks and masked inputs
         kept += (36 if width == 4 else 24) * h + 4 * f
     return kept + ranks + 4 * geometry.heads + 8
 
 
-def _backward_bytes_per_token(geometry: Geometry, width: int) -> int:
+def _backward_bytes_per_token(spec: TrainSpec, geometry: Geometry, width: int) -> int:
     """Gradients that are alive together in the backward pass of one MLP."""
-    return 4 * geometry.mlp * 3 + width * geometry.hidden * 2
+    return (4 if spec.lora.dora else width) * geometry.mlp * 3 + width * geometry.hidden * 2
 
 
-def _head_bytes(geometry: Geometry, width: int, tokens: int) -> int:
+def _head_bytes(geometry: Geometry, width: int, tokens: int, device: str) -> int:
     rows = min(tokens, _MAX_CHUNK_ROWS)
-    chunk = min(_HEAD_CHUNK_BYTES, 2 * 4 * rows * geometry.vocab)
+    chunk = min(_HEAD_CHUNK_BYTES[device], 2 * 4 * rows * geometry.vocab)
     return int(chunk * (1 if width == 4 else 1.5))

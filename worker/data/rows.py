@@ -8,7 +8,6 @@ Refused: duplicate keys, NaN and infinities, invalid UTF-8, lone surrogates, dee
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
@@ -56,24 +55,24 @@ def read_rows(
             yield number, error
 
 
-def check_jsonl(path: str | Path, *, max_line_bytes: int) -> str | None:
-    """The sentence that refuses a file which is not JSONL, or None: quick enough for every upload.
+def check_jsonl(file: BinaryIO, *, max_line_bytes: int) -> str | None:
+    """The sentence that refuses an open file which is not JSONL, or None: quick enough for every upload.
 
     Leaves duplicate keys, numbers out of range and the shape of the rows to the job's validation. Blocks.
     """
     is_empty = True
-    with Path(path).open("rb") as file:
-        for number, line in _lines(file, max_line_bytes):
-            is_empty = False
-            if isinstance(line, FormatError):
-                return line.what if line.fault is Fault.FILE else f"{JSONL_SENTENCE} Line {number} {line.what}."
-            if not _is_dictionary(line):
-                try:
-                    parse_object(line)
-                except NotADictionaryError:
-                    return f"{JSONL_SENTENCE} Line {number} is not a dictionary ({_hint(line)})."
-                except FormatError as error:
-                    return f"{JSONL_SENTENCE} Line {number} {error.what}."
+    file.seek(0)
+    for number, line in _lines(file, max_line_bytes):
+        is_empty = False
+        if isinstance(line, FormatError):
+            return line.what if line.fault is Fault.FILE else f"{JSONL_SENTENCE} Line {number} {line.what}."
+        if not _is_dictionary(line):
+            try:
+                parse_object(line)
+            except NotADictionaryError:
+                return f"{JSONL_SENTENCE} Line {number} is not a dictionary ({_hint(line)})."
+            except FormatError as error:
+                return f"{JSONL_SENTENCE} Line {number} {error.what}."
     return EMPTY_SENTENCE if is_empty else None
 
 

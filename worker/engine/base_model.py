@@ -74,17 +74,26 @@ def load(
             param="model",
             blame=Blame.INTERNAL,
         )
+    if quantization is not None:  # which hides what is not a number in a layer that is now in 4 bits
+        _check_finite(_stored_weights(directory), tick)
+    settle(model, quantization=quantization, tick=tick)
+    return model
+
+
+def settle(model: PreTrainedModel, *, quantization: Literal["nf4"] | None, tick: Callable[[], None]) -> None:
+    """Make a model that has its weights, wherever they came from, one that runs can be carried out on.
+
+    Its attention must have been PACKED from the start. Layers that are not in 4 bits yet, though
+    `quantization` says so, are quantized where they lie. TrainError as for `load`.
+    """
     if quantization is not None:
         nf4.settle(model)
     model.requires_grad_(False)
     rotary.follow_documents(model)
     _check_weights(model)
     _check_finite(model.named_parameters(), tick)
-    if quantization is not None:  # which hides what is not a number in a layer that is now in 4 bits
-        _check_finite(_stored_weights(directory), tick)
     probe.check(model)
     tick()
-    return model
 
 
 def read_geometry(directory: Path) -> Geometry:

@@ -6,7 +6,6 @@ follow from the step number, and all randomness from (seed, step), so neither is
 the next step is, to notice a version of this code that would derive another one.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -43,8 +42,9 @@ class State(BaseModel):
 
 
 def save(directory: Path, adapter: PeftModel, optimizer: torch.optim.AdamW, state: State, best: Path) -> None:
-    """Write a checkpoint that is either whole or not there, also after a power cut.
+    """Write a checkpoint that is either whole or not there.
 
+    Nothing is flushed to the disk: what outlives a power cut is the copy in storage; this one's directory is wiped.
     `best` is where the best adapter so far lies, if one is kept; the checkpoint keeps it too.
     """
     partial = directory.with_name(f".{directory.name}.partial")
@@ -57,22 +57,12 @@ def save(directory: Path, adapter: PeftModel, optimizer: torch.optim.AdamW, stat
     (partial / "state" / "state.json").write_text(state.model_dump_json(indent=2) + "\n")
     if best.is_dir():
         shutil.copytree(best, kept_best(partial))
-    publish(partial, directory)
+    partial.rename(directory)
 
 
 def kept_best(directory: Path) -> Path:
     """Where a checkpoint has the best adapter before or at its step, if its run keeps one."""
     return directory / "state" / "best"
-
-
-def publish(partial: Path, directory: Path) -> None:
-    """Flush everything under `partial` to the disk, then give it its name."""
-    for folder, _folders, files in os.walk(partial):
-        for name in files:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
-    partial.rename(directory)
-    _sync(directory.parent)
 
 
 def read_state(directory: Path) -> State:
@@ -125,11 +115,3 @@ def _moments(adapter: PeftModel, optimizer: torch.optim.AdamW) -> dict[str, torc
 
 def _unreadable() -> TrainError:
     return TrainError("checkpoint_unreadable", "The checkpoint cannot be read.", blame=Blame.INTERNAL)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 # Beyond these a longer pack is no faster: the matrix products are full.
 _MAX_TOKEN_BUDGET: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
 _MIN_TOKEN_BUDGET = 256
+# Below these a GPU spends more on starting kernels and on unpacking NF4, which each pass does anew, than it
+# would on computing activations again. A CPU does not mind.
+_MIN_BUDGET_WITH_ACTIVATIONS: dict[Device, int] = {"cpu": 256, "cuda": 2048}
 # The memory model is right to a fifth.
 _SHARE_OF_FREE_MEMORY = 0.8
 # From here on a base is large: in float32 it takes 4 GB and more, and bfloat16's speed is worth its rounding.
@@ -78,7 +81,7 @@ def choose(
 
     for checkpointing in (False, True):
         budget = _MAX_TOKEN_BUDGET[device]
-        while budget >= _MIN_TOKEN_BUDGET:
+        while budget >= (_MIN_TOKEN_BUDGET if checkpointing else _MIN_BUDGET_WITH_ACTIVATIONS[device]):
             chosen = Execution(
                 device=device,
                 dtype=dtype,

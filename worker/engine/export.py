@@ -7,7 +7,7 @@ from pathlib import Path
 from peft import PeftModel
 
 from worker.engine import adapters
-from worker.engine.checkpoint import State, publish
+from worker.engine.checkpoint import State
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -30,7 +30,7 @@ def export(directory: Path, adapter: PeftModel, *, base_directory: Path, state: 
     adapters.save(adapter, partial, base_id=state.spec.base.id)
     copy_tokenizer(base_directory, partial)
     (partial / "README.md").write_text(model_card(state, card))
-    publish(partial, directory)
+    partial.rename(directory)
 
 
 def copy_tokenizer(base_directory: Path, directory: Path) -> None:

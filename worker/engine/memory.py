@@ -22,14 +22,20 @@ _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 # The most that glibc's own, growing threshold comes to: what a process that has run for a while has anyway.
 _USUAL_THRESHOLD_BYTES = 32 << 20
 _TIGHT_THRESHOLD_BYTES = 1 << 20
+# What other than torch's allocators say, the CPU's with a plain RuntimeError: CUDA's own calls, and cuBLAS' workspaces.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Also on the CPU, where torch raises a plain RuntimeError."""
+    """Also where torch raises a plain RuntimeError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def free() -> None:

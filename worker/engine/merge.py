@@ -1,5 +1,6 @@
 """An adapter merged into its base: plain 16-bit weights for servers that take no adapter (or no DoRA)."""
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -9,7 +10,6 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from worker.contract.errors import TrainError
-from worker.engine.checkpoint import publish
 from worker.engine.export import copy_tokenizer
 
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
@@ -35,7 +35,7 @@ def merge(base_directory: Path, adapter_directory: Path, out_directory: Path) ->
     shutil.rmtree(out_directory, ignore_errors=True)
     merged.save_pretrained(partial)
     copy_tokenizer(base_directory, partial)
-    publish(partial, out_directory)
+    _publish(partial, out_directory)
 
 
 def _merged(model: PreTrainedModel, adapter_directory: Path) -> PreTrainedModel:
@@ -49,3 +49,21 @@ def _merged(model: PreTrainedModel, adapter_directory: Path) -> PreTrainedModel:
         raise TrainError("merge_not_finite", "The adapter makes weights that are infinite or not numbers.") from error
     assert isinstance(merged, PreTrainedModel)
     return merged
+
+
+def _publish(partial: Path, directory: Path) -> None:
+    """Flush everything under `partial` to the disk, then give it its name."""
+    for folder, _folders, files in os.walk(partial):
+        for name in files:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+    partial.rename(directory)
+    _sync(directory.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

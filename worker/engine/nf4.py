@@ -44,17 +44,21 @@ def loading_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def settle(model: PreTrainedModel) -> None:
     """Make every linear layer but the head an Nf4Linear, and the model an unquantized one to its users."""
-    head = model.get_output_embeddings()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, torch.nn.Linear) and child is not head:
-                setattr(parent, name, Nf4Linear.of(child))
+    quantize(model, but=model.get_output_embeddings())
     # By these marks PEFT would look for bitsandbytes' layers, and transformers refuse what it allows other models.
     for mark in ("is_loaded_in_4bit", "is_quantized", "hf_quantizer", "quantization_method"):
         if mark in vars(model):
             delattr(model, mark)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def quantize(module: torch.nn.Module, *, but: torch.nn.Module | None = None) -> None:
+    """Make every linear layer inside `module` an Nf4Linear, where it lies; the one named by `but` stays as it is."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.Linear) and child is not but and not isinstance(child, Nf4Linear):
+                setattr(parent, name, Nf4Linear.of(child))
 
 
 class Nf4Linear(torch.nn.Linear):

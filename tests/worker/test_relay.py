@@ -12,6 +12,7 @@ from app.db.queries import of_job
 from app.resources import Resources
 from app.services import leases
 from app.services.leases import LeaseLost
+from tests import factories
 from tests.worker.holding import held_job
 from worker import checkpoints, step_records
 from worker.contract.events import Adjusted, Checkpoint, Evaluation, Started, Step

@@ -40,7 +40,7 @@ class Settings(BaseSettings):
         "Default: a SQLite file in the data directory.",
     )
     database_timeout_seconds: float = Field(
-        default=3.5,
+        default=3.0,
         ge=0.1,
         description="Longest time for one transaction, the wait for a connection included. Beyond it the API "
         "answers 503, and a worker tries again.",

@@ -25,7 +25,7 @@ class Database:
     polling.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float = 3.5, max_connections: int = 20) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float = 3.0, max_connections: int = 20) -> None:
         self.is_sqlite = drivers.is_sqlite(url)
         self._timeout_seconds = timeout_seconds
         self.engine: AsyncEngine = (
@@ -80,4 +80,4 @@ async def _answering(timeout_seconds: float | None) -> AsyncIterator[None]:
 
 def _reason(error: Exception) -> str:
     """The driver's own sentence, without the statement."""
-    return str(getattr(error, "orig", None) or error) or type(error).__name__
+    return str(getattr(error, "orig", None) or error) or "it took too long"

@@ -29,9 +29,10 @@ from app.queue.memory import MemoryQueue, MemoryWaiter
 _log = logging.getLogger(__name__)
 _SOCKET_SECONDS = 2.0  # arq's own pool has no limit, and hangs for as long as a Redis that does not answer
 _ASK_SECONDS = 1.0
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.1  # costs under a hundredth of a core, where a slot waits
 _WAKE_SECONDS = 10.0  # a wake that nobody took by then is no news: slots look each second by themselves
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 5.0
+_LAST_WORDS_SECONDS = 0.3
 _MOST_UNSENT = 100
 _FAILURES = (RedisError, OSError)
 
@@ -113,6 +114,8 @@ class RedisQueue:
             try:
                 await listener.main()
             finally:
+                if listener.tasks:  # arq shields the end of a job, which would go on with a client that is closed
+                    await asyncio.wait(listener.tasks.values(), timeout=_LAST_WORDS_SECONDS)
                 await _end({*listener.tasks.values()})
 
 
@@ -179,7 +182,7 @@ async def _end(tasks: set[asyncio.Task[Any]]) -> None:
     while tasks:
         for task in tasks:
             task.cancel()
-        ended, tasks = await asyncio.wait(tasks, timeout=0.1)
+        ended, tasks = await asyncio.wait(tasks, timeout=2 * _LAST_WORDS_SECONDS)
         for task in ended:
             if not task.cancelled():
                 task.exception()  # taken note of: nobody is there any more to whom it would matter
@@ -199,8 +202,10 @@ async def _open(url: SecretStr) -> AsyncIterator[ArqRedis]:
     try:
         yield redis
     finally:
-        with suppress(*_FAILURES):
-            await redis.aclose(close_connection_pool=True)
+        # Not `aclose`: it waits, and a second cancellation that comes meanwhile would leave connections open.
+        for connection in (*pool._available_connections, *pool._in_use_connections):
+            with suppress(*_FAILURES):
+                await connection.disconnect(nowait=True)
 
 
 async def _forget_old(redis: ArqRedis, pool: str) -> None:

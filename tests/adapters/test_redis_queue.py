@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import pickle
+import shutil
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -20,7 +22,7 @@ from tests.servers import required
 from tests.servers.redis import RedisServer, running
 
 PASSWORD = "hunter2/of:the@test"
-SOON = 2.0  # a wake takes a fifth of a second; a wait that nothing ends takes far longer
+SOON = 8.0  # a wake takes a tenth of a second, and far longer where the machine is busy
 
 
 @pytest.fixture
@@ -28,6 +30,18 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     required.skip_without("redis-server")
     with running(tmp_path / "redis", password=PASSWORD) as started:
         yield started
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for localhost, signed by itself, and its key in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    made, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run(["openssl", *request, "-keyout", key, "-out", made], check=True, capture_output=True)
+    made.write_bytes(made.read_bytes() + key.read_bytes())
+    return made
 
 
 @asynccontextmanager
@@ -61,6 +75,19 @@ async def test_a_wake_reaches_another_process(server: RedisServer, way: str) -> 
         assert await is_woken(waiter)
         await here.wake("gpu-b")
         assert not await is_woken(waiter, seconds=0.6)
+
+
+async def test_a_wake_travels_through_tls_and_the_server_is_verified(certificate: Path, tmp_path: Path) -> None:
+    required.skip_without("redis-server")
+    with running(tmp_path / "redis", password=PASSWORD, certificate=certificate) as server:
+        url = server.url_through(server.tls_port).replace("redis://", "rediss://").replace("127.0.0.1", "localhost")
+        trusting = f"{url}?ssl_ca_certs={certificate}"
+        async with opened(trusting) as here, opened(trusting) as there:
+            waiter = there.waiter("pool")
+            await here.wake("pool")
+            assert await is_woken(waiter)
+        async with opened(url) as strict:
+            assert "CERTIFICATE_VERIFY_FAILED" in (await strict.problem() or "")
 
 
 async def test_a_busy_worker_leaves_wakes_to_an_idle_one(server: RedisServer) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from app.resources import Resources, open_resources
 from app.services import events, leases
 from app.services.leases import Lease, LeaseLost
 from tests import factories
+from tests.e2e.processes import Installation
 from tests.faults import stand
 from tests.faults.stand import Stand
 from tests.servers.postgres import Postgres
@@ -161,3 +163,16 @@ def _locked(url: str, table: str) -> Iterator[None]:
         runner.run(connection.execute(f"begin; lock table {table}"))
         yield
         runner.run(connection.close())
+
+
+def test_who_cannot_reach_the_database_says_why_and_shows_no_password(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = f"postgresql://hone:a-secret-password@127.0.0.1:{port}/hone"
+    installation = Installation(tmp_path / "data", {"HONE_DATABASE_URL": url})
+    for arguments in (["migrate"], ["worker"], ["doctor"]):
+        refused = installation.hone(*arguments)
+        assert refused.returncode == 1
+        assert "The database does not answer: cannot connect" in refused.stdout
+        assert "Traceback" not in refused.stdout + refused.stderr
+        assert "a-secret-password" not in refused.stdout + refused.stderr

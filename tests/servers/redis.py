@@ -19,9 +19,18 @@ from tests.servers import processes
 class RedisServer:
     """Started by `running`. Its port stays the same when it is started again."""
 
-    def __init__(self, directory: Path, *, password: str | None = None, append_only: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        password: str | None = None,
+        append_only: bool = False,
+        certificate: Path | None = None,
+    ) -> None:
+        """`certificate` holds a key too; with it, TLS is spoken on `tls_port`."""
         directory.mkdir(parents=True, exist_ok=True)
-        self.port = _free_port()
+        self.port, self.tls_port = _free_port(), _free_port()
+        self._certificate = certificate
         self.socket = directory / "redis.sock"
         self._directory = directory
         self._password = password
@@ -56,6 +65,10 @@ class RedisServer:
             "appendfsync": "always",
             "requirepass": self._password or "",
         }
+        if self._certificate is not None:
+            file = str(self._certificate)
+            tls = {"port": str(self.tls_port), "cert-file": file, "key-file": file, "auth-clients": "no"}
+            settings |= {f"tls-{name}": value for name, value in tls.items()}
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         with (self._directory / "redis.log").open("ab") as log:
             self._popen = subprocess.Popen(
@@ -110,8 +123,10 @@ def program() -> str | None:
 
 
 @contextmanager
-def running(directory: Path, *, password: str | None = None, append_only: bool = False) -> Iterator[RedisServer]:
-    server = RedisServer(directory, password=password, append_only=append_only)
+def running(
+    directory: Path, *, password: str | None = None, append_only: bool = False, certificate: Path | None = None
+) -> Iterator[RedisServer]:
+    server = RedisServer(directory, password=password, append_only=append_only, certificate=certificate)
     server.start()
     try:
         yield server

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo serve test faults check format bench openapi clean
+.PHONY: setup demo serve test faults check format bench gpu gpu-packages openapi clean
 
 setup: .venv/.complete
 
@@ -47,9 +47,28 @@ bench: setup
 	$(BIN)/python -m benchmarks.memory_model
 	$(BIN)/python -m benchmarks.qlora_vs_lora --dtype float32
 
+# On a machine with a GPU: is it right, how fast is it, and beside whom (docs/performance.md).
+gpu: setup
+	$(BIN)/python -W default -m pytest tests/gpu -W default
+	$(BIN)/python -m benchmarks.gpu
+
+# For a GPU machine without network that has PyTorch and transformers: the rest of what `benchmarks.gpu` imports, for
+# its Python and its CUDA, in a folder of 26 MB to take along (CONTRIBUTING.md).
+GPU_PYTHON ?= 3.12
+GPU_CUDA ?= 130
+gpu-packages:
+	rm -rf .gpu-packages
+	$(PYTHON) -m pip install --quiet --no-compile --target .gpu-packages --no-deps --only-binary=:all: \
+		--python-version $(GPU_PYTHON) --implementation cp --platform manylinux_2_28_x86_64 \
+		--platform manylinux_2_27_x86_64 --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 \
+		--platform manylinux2014_x86_64 --constraint constraints.txt \
+		pydantic pydantic-core annotated-types typing-inspection typing-extensions peft bitsandbytes \
+		trl datasets dill multiprocess xxhash
+	find .gpu-packages/bitsandbytes -name 'libbitsandbytes_*.so' ! -name '*_cuda$(GPU_CUDA).so' ! -name '*_cpu.so' -delete
+
 openapi: setup
 	$(BIN)/python -m app.openapi
 	$(BIN)/python -m app.settings_page
 
 clean:
-	rm -rf .venv .hone
+	rm -rf .venv .hone .gpu-packages

@@ -60,7 +60,11 @@ PRESETS: dict[str, PreTrainedConfig] = {
 
 def build_preset(name: str, directory: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """Write the preset's config and weights to `directory`, in `dtype`, and return it."""
-    config = PRESETS[name]
+    return build(PRESETS[name], directory, dtype=dtype, seed=seed)
+
+
+def build(config: PreTrainedConfig, directory: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """The same for any config."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(directory)

@@ -66,6 +66,11 @@ async def stored(resources: Resources, key: str, content: bytes) -> StoredObject
         return await resources.storage.put_file(key, path)
 
 
+async def objects(resources: Resources) -> set[str]:
+    """The keys of everything in storage."""
+    return {info.key async for page in resources.storage.list_objects("") for info in page}
+
+
 async def file(
     resources: Resources,
     principal: Principal,

@@ -163,6 +163,18 @@ async def test_nothing_is_unfinished_after_a_whole_put(storage: Storage, tmp_pat
     assert (await storage.stat("a")).bytes == 9 << 20
 
 
+async def test_what_a_killed_put_leaves_in_a_directory_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "objects")
+    await storage.put_file("files/a", _file(tmp_path, b"x"))
+    old, new = (tmp_path / "objects" / "files" / f".b.{number:016x}" for number in range(2))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert [info.key async for page in storage.list_objects("") for info in page] == ["files/a"]
+    assert await storage.remove_unfinished(older_than=timedelta(days=1)) == 1
+    assert [path.exists() for path in (old, new)] == [False, True]
+
+
 async def test_a_trial_leaves_nothing(storage: Storage) -> None:
     await trial.run(storage)
     assert [info async for page in storage.list_objects("") for info in page] == []

@@ -33,9 +33,8 @@ async def test_head_tells_all_but_the_bytes(tenant: Tenant) -> None:
 @pytest.mark.parametrize("damage", ["another byte", "shorter", "longer"])
 async def test_a_file_that_is_not_what_was_uploaded_never_comes_whole(tenant: Tenant, damage: str) -> None:
     file = await factories.file(tenant.resources, tenant.principal, content=CONTENT)
-    path = tenant.resources.settings.data / "objects" / file.storage_key
     wrong = {"another byte": b"X" + CONTENT[1:], "shorter": CONTENT[:-1], "longer": CONTENT + b"0"}[damage]
-    path.write_bytes(wrong)
+    await factories.stored(tenant.resources, file.storage_key, wrong)
     received = b""
     with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012 - what came before the error counts
         async with tenant.http() as http, http.stream("GET", f"/v1/files/{file.id}/content") as answer:
@@ -47,7 +46,7 @@ async def test_a_file_that_is_not_what_was_uploaded_never_comes_whole(tenant: Te
 
 async def test_a_small_file_that_is_damaged_is_an_error_from_the_start(tenant: Tenant) -> None:
     file = await factories.file(tenant.resources, tenant.principal, content=b"0123456789")
-    (tenant.resources.settings.data / "objects" / file.storage_key).write_bytes(b"0123456780")
+    await factories.stored(tenant.resources, file.storage_key, b"0123456780")
     async with tenant.http() as http:
         answer = await http.get(f"/v1/files/{file.id}/content")
     assert answer.status_code == 500

@@ -149,16 +149,15 @@ async def test_an_adapter_keeps_its_shape(tenant: Tenant) -> None:
 async def test_an_adapter_outlives_its_model_as_long_as_a_job_needs_it(tenant: Tenant) -> None:
     made, model = await factories.succeeded_job(tenant.resources, tenant.principal)
     waiting = [await create(tenant, {}, model=model.id) for _ in range(2)]
-    archive = tenant.resources.settings.data / "objects" / model.adapter_key
     await tenant.client.models.delete(model.id)
     for file_id in made.result_file_ids:
         await tenant.client.files.delete(file_id)
-    assert archive.exists()
+    assert model.adapter_key in await factories.objects(tenant.resources)
 
     await tenant.client.fine_tuning.jobs.cancel(waiting[0].id)
-    assert archive.exists()
+    assert model.adapter_key in await factories.objects(tenant.resources)
     await tenant.client.fine_tuning.jobs.cancel(waiting[1].id)
-    assert not archive.exists()
+    assert model.adapter_key not in await factories.objects(tenant.resources)
 
 
 async def test_the_last_checkpoint_of_a_deleted_model_is_gone_with_it(tenant: Tenant) -> None:

@@ -96,13 +96,12 @@ async def test_files_are_listed_by_cursor_purpose_and_order(tenant: Tenant) -> N
     assert refused.value.param == "after"
 
 
-async def test_a_deleted_file_is_gone_from_the_list_and_from_storage(tenant: Tenant, served: Served) -> None:
+async def test_a_deleted_file_is_gone_from_the_list_and_from_storage(tenant: Tenant) -> None:
     file = await tenant.client.files.create(file=("a.jsonl", factories.jsonl()), purpose="fine-tune")
-    object_path = served.settings.data / "objects" / "files" / file.id
-    assert object_path.exists()
+    assert f"files/{file.id}" in await factories.objects(tenant.resources)
     deleted = await tenant.client.files.delete(file.id)
     assert deleted.to_dict() == {"id": file.id, "object": "file", "deleted": True}
-    assert not object_path.exists()
+    assert f"files/{file.id}" not in await factories.objects(tenant.resources)
     assert (await tenant.client.files.list()).data == []
     for call in (tenant.client.files.retrieve, tenant.client.files.content, tenant.client.files.delete):
         with pytest.raises(NotFoundError):
@@ -118,7 +117,7 @@ async def test_an_archive_lives_as_long_as_a_result_file_or_a_model_names_it(ten
     await tenant.client.models.delete(model.id)
     async with tenant.http() as http:
         assert (await http.get(path)).status_code == 404
-    assert not (tenant.resources.settings.data / "objects" / model.adapter_key).exists()
+    assert model.adapter_key not in await factories.objects(tenant.resources)
 
 
 async def test_files_of_another_project_do_not_exist(tenant: Tenant, other_tenant: Tenant) -> None:

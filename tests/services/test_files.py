@@ -41,7 +41,7 @@ async def test_what_is_not_jsonl_is_not_stored(resources: Resources) -> None:
     file = BytesIO(b"not json\n")
     with pytest.raises(InvalidRequest, match="Expected file to have JSONL format"):
         await files.store(resources.storage, file, purpose="fine-tune", max_line_bytes=1024)
-    assert list((resources.settings.data / "objects").iterdir()) == []
+    assert await factories.objects(resources) == set()
     file_id, stored = await files.store(resources.storage, file, purpose="user_data", max_line_bytes=1024)
     assert (stored.key, stored.bytes) == (f"files/{file_id}", 9)
 

@@ -52,7 +52,6 @@ async def test_a_damaged_one_fails_the_job(resources: Resources, tmp_path: Path,
 
 async def test_the_end_of_the_last_job_lets_go_of_it(resources: Resources) -> None:
     lease = await held_job(resources, initial_adapter=await stored_adapter(resources))
-    archive = resources.settings.data / "objects" / KEY
 
     async def touch(_session: AsyncSession, job: Job, _now: datetime) -> None:
         job.current_step = 1
@@ -62,9 +61,9 @@ async def test_the_end_of_the_last_job_lets_go_of_it(resources: Resources) -> No
         leases.release(session, job)
 
     await guarded.write(resources, lease, touch)
-    assert archive.exists()
+    assert KEY in await factories.objects(resources)
     await guarded.write(resources, lease, fail)
-    assert not archive.exists()
+    assert KEY not in await factories.objects(resources)
 
 
 async def test_an_adapter_that_a_model_still_has_is_kept(resources: Resources) -> None:
@@ -84,4 +83,4 @@ async def test_an_adapter_that_a_model_still_has_is_kept(resources: Resources) -
         ended = await session.scalar(of_project(Job, principal.project_id).where(Job.id == job.id))
     assert ended is not None
     assert ended.status == JobStatus.FAILED
-    assert (resources.settings.data / "objects" / model.adapter_key).exists()
+    assert model.adapter_key in await factories.objects(resources)

@@ -12,6 +12,7 @@ from app.db.queries import of_job
 from app.resources import Resources
 from app.services import leases
 from app.services.leases import LeaseLost
+from tests import factories
 from tests.worker.holding import held_job
 from worker import checkpoints, step_records
 from worker.contract.events import Adjusted, Checkpoint, Evaluation, Started, Step
@@ -129,8 +130,9 @@ async def test_the_newest_whole_checkpoint_is_restored(resources: Resources, tmp
     assert restored is not None
     assert (restored / "state" / "weights").read_bytes() == bytes([2]) * 100
 
-    damaged = resources.settings.data / "objects" / "jobs" / job_id / "1" / "checkpoints" / "2" / "state.zip"
-    damaged.write_bytes(damaged.read_bytes()[:-10])
+    damaged = f"jobs/{job_id}/1/checkpoints/2/state.zip"
+    whole = b"".join([chunk async for chunk in resources.storage.read(damaged)])
+    await factories.stored(resources, damaged, whole[:-10])
     shutil.rmtree(restored)
     restored = await checkpoints.restore(resources, job_id, tmp_path)
     assert restored is not None

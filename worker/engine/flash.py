@@ -104,12 +104,12 @@ def largest_error(kernel: Kernel, device: torch.device, dtype: torch.dtype, head
             longest = [max(end - start for start, end in pairwise(o)) for o in (query_offsets, key_offsets)]
             out_TAE = kernel(*own, *offsets, *longest, scale=None, window=window)
             found = [out_TAE, *torch.autograd.grad(out_TAE, own, weights_TAE)]
-            query_TAE, key_SKE, value_SKE = wide = [tensor.float().requires_grad_() for tensor in given]
+            query_TAE, key_SKE, value_SKE = wide = [tensor.float().clone().requires_grad_() for tensor in given]
             out_TAE = _formula(query_TAE, key_SKE, value_SKE, query_offsets, key_offsets, window)
             wanted = [out_TAE, *torch.autograd.grad(out_TAE, wide, weights_TAE.float())]
             for one, other in zip(found, wanted, strict=True):
-                error = (one.float() - other).norm() / other.norm().clamp_min(1e-3)
-                worst = max(worst, float(error.nan_to_num(torch.inf)))
+                error = (one.detach().float() - other.detach()).norm() / other.detach().norm().clamp_min(1e-3)
+                worst = max(worst, error.nan_to_num(torch.inf).item())
     return worst
 
 

@@ -57,7 +57,7 @@ class _Sum(torch.autograd.Function):
         out = F.linear(x, base.weight, base.bias)
         out.view(-1, out.shape[-1]).addmm_(low_TR, narrow_b_OR.T)
         ctx.save_for_backward(seen, low_TR, narrow_a_RI, narrow_b_OR)
-        ctx.scaling, ctx.base, ctx.is_dropped = scaling, base, dropped is not None
+        ctx.scaling, ctx.base, ctx.is_dropped, ctx.wide = scaling, base, dropped is not None, a_RI.dtype
         return out
 
     @staticmethod
@@ -75,8 +75,8 @@ class _Sum(torch.autograd.Function):
         return (
             None if x_gradient_TI is None else x_gradient_TI.view_as(seen),
             None if dropped_gradient_TI is None else dropped_gradient_TI.view_as(seen),
-            (low_gradient_TR.T @ _flat(seen)).float() if for_a else None,
-            (gradient_TO.T @ low_TR).float() * ctx.scaling if for_b else None,
+            (low_gradient_TR.T @ _flat(seen)).to(ctx.wide) if for_a else None,
+            (gradient_TO.T @ low_TR).to(ctx.wide) * ctx.scaling if for_b else None,
             None,
             None,
         )

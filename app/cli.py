@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from app import adapter_import, server
 from app import doctor as health
@@ -201,7 +201,8 @@ def list_workers(
     if as_json:
         console.print_json(WorkerList(data=[admin.read_worker(worker) for worker in found]).model_dump_json())
         return
-    table = Table("id", "host", "pid", "pool", "state", "heartbeat", "slot", "device", "base", "job", box=None)
+    names = ("id", "host", "pid", "pool", "state", "heartbeat", "slot", "device", "base", "job")
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
     for worker in (admin.read_worker(seen) for seen in found):
         silent = f"{max(0, int(time.time()) - worker.heartbeat_at)} s ago"
         who = [worker.id, worker.hostname, str(worker.pid), worker.pool, worker.state, silent]
@@ -211,7 +212,7 @@ def list_workers(
             who = [""] * len(who)
         for base, reason in worker.unavailable_bases.items():
             table.add_row("", f"cannot get {base}: {reason}")
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else 200)  # a script reads whole ids
 
 
 @workers_group.command("drain")

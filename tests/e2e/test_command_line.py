@@ -6,7 +6,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.processes import BASE, KEY, Installation
+from tests.backends import Site
+from tests.e2e.processes import BASE, KEY, Installation, Process
 from tests.servers import redis, required
 
 
@@ -67,3 +68,18 @@ def test_a_wrong_setting_is_named_and_not_shown(tmp_path: Path) -> None:
     assert "HONE_PORT: " in refused.stdout
     assert "tooshort" not in refused.stdout + refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_an_old_schema_is_refused_with_a_sentence(unmigrated_site: Site) -> None:
+    installation = Installation.at(unmigrated_site)
+    for command in (["worker"], ["serve", "--api-only", "--port", "0"]):
+        refused = installation.hone(*command)
+        assert refused.returncode == 1
+        assert "hone migrate" in refused.stdout
+        assert "Traceback" not in refused.stdout + refused.stderr
+
+
+def test_a_taken_port_is_told(server: Process, install: Callable[..., Installation]) -> None:
+    refused = install().hone("serve", "--port", server.url.rpartition(":")[2])
+    assert refused.returncode == 1
+    assert "choose another with --port" in refused.stdout

@@ -4,7 +4,9 @@ import random
 
 import pytest
 
-from tests.e2e.conftest import install, template  # noqa: F401  fixtures of real processes
+from tests.e2e.fixtures import install, server, template, undisturbed
+
+__all__ = ["install", "server", "template", "undisturbed"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

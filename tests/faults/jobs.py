@@ -1,0 +1,82 @@
+"""What must be true of a job to which something happened."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from openai import OpenAI
+from pydantic import SecretStr
+from sqlalchemy import select
+
+from app.db.models import Event, Job
+from app.resources import open_resources
+from app.settings import Settings
+from tests import factories
+from tests.e2e.processes import TERMINAL, Installation, messages, metrics, wait_for_end
+
+Install = Callable[..., Installation]
+LEASE_SECONDS = 3.0
+RESUMED, DONE = "Fine-tuning job resumed", "The job has successfully completed"
+
+
+def assert_as_undisturbed(client: OpenAI, job_id: str, undisturbed: list[str]) -> None:
+    """The same figures step for step, nothing told twice, one end and one model."""
+    job = wait_for_end(client, job_id)
+    assert metrics(client, job) == undisturbed
+    told = messages(client, job_id)
+    steps = Counter(message.split(":")[0] for message in told if message.startswith("Step "))
+    assert len(steps) == len(undisturbed) - 1
+    assert set(steps.values()) == {1}
+    assert (told.count(DONE), told[-1]) == (1, DONE)
+    assert len([model for model in client.models.list() if model.id == job.fine_tuned_model]) == 1
+    assert sum(message.startswith("New fine-tuned model created") for message in told) == 1
+
+
+def assert_cancelled(client: OpenAI, job_id: str) -> None:
+    """Nothing was made, nothing was said afterwards, and saying it again changes nothing."""
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    assert (job.status, job.fine_tuned_model, job.result_files) == ("cancelled", None, [])
+    assert client.fine_tuning.jobs.cancel(job_id) == job
+    told = messages(client, job_id)
+    assert told[-1] == "The job has been cancelled"
+    assert told.count(told[-1]) == 1
+
+
+def assert_numbered(installation: Installation, job_id: str) -> None:
+    """Events have numbers without gaps, and of a terminal status there is one."""
+    job, events = stored(installation, job_id)
+    assert [event.sequence for event in events] == list(range(1, job.event_sequence + 1))
+    assert job.status in TERMINAL
+    assert job.lease_owner is None
+
+
+def stored(installation: Installation, job_id: str) -> tuple[Job, list[Event]]:
+    """The job and its events as the database has them."""
+
+    async def read() -> tuple[Job, list[Event]]:
+        url = installation.settings.get("HONE_DATABASE_URL")
+        settings = Settings(data_directory=installation.data, database_url=SecretStr(url) if url else None)
+        async with open_resources(settings) as resources, resources.read() as session:
+            job = (await session.scalars(select(Job).where(Job.id == job_id))).one()
+            events = await session.scalars(select(Event).where(Event.job_id == job_id).order_by(Event.sequence))
+            return job, list(events)
+
+    return asyncio.run(read())
+
+
+def objects_of(installation: Installation, job_id: str, pattern: str) -> list[Path]:
+    """The objects that the job's runs have stored, where storage is the data directory."""
+    return sorted((installation.data / "objects" / "jobs" / job_id).glob(pattern))
+
+
+def add_queued_job(settings: Settings) -> str:
+    """A job that waits for a slot, without files."""
+
+    async def add() -> str:
+        async with open_resources(settings) as resources:
+            principal, _ = await factories.project(resources)
+            await factories.base_model(resources)
+            return (await factories.job(resources, principal)).id
+
+    return asyncio.run(add())

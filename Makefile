@@ -21,7 +21,7 @@ demo: setup
 serve: setup
 	$(BIN)/hone serve
 
-# On the embedded backends, then on PostgreSQL and Redis where they are installed.
+# On the embedded backends, then on PostgreSQL, Redis and S3 where they are installed.
 test: setup
 	$(BIN)/python -m tests.legs
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from openai import OpenAI
-from pydantic import SecretStr
 from sqlalchemy import select
 
 from app.db.models import Event, Job
@@ -55,8 +54,7 @@ def stored(installation: Installation, job_id: str) -> tuple[Job, list[Event]]:
     """The job and its events as the database has them."""
 
     async def read() -> tuple[Job, list[Event]]:
-        url = installation.settings.get("HONE_DATABASE_URL")
-        settings = Settings(data_directory=installation.data, database_url=SecretStr(url) if url else None)
+        settings = installation.as_settings().model_copy(update={"redis_url": None})
         async with open_resources(settings) as resources, resources.read() as session:
             job = (await session.scalars(select(Job).where(Job.id == job_id))).one()
             events = await session.scalars(select(Event).where(Event.job_id == job_id).order_by(Event.sequence))

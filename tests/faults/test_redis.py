@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -182,9 +183,8 @@ def test_f12_reply_to_exec_lost(install: Install, server: RedisServer, instant: 
     """Whether a wake was sent, or taken, is then unknown to who did it. It may come twice; the job runs once."""
     installation = install(redis_url=server.url)
     with proxy.running(server.port) as between:
-        through = Installation(
-            installation.data, installation.settings | {"HONE_REDIS_URL": server.url_through(between.port)}
-        )
+        led_through = {"HONE_REDIS_URL": server.url_through(between.port)}
+        through = replace(installation, settings=installation.settings | led_through)
         sides = {"api": installation, "worker": installation} | {who: through}
         with sides["api"].serving("--api-only") as api, sides["worker"].working() as worker:
             client = api.client()

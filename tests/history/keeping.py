@@ -14,15 +14,14 @@ from tests.history.secrets import secrets_of
 
 def assert_kept(installation: Installation, *, must_have_ended: bool = False) -> None:
     """By an installation that is quiet, whether or not its processes run. Not to be called where an event loop runs."""
-    assert violations(installation, must_have_ended=must_have_ended) == []
+    assert promises.violations(record(installation, must_have_ended=must_have_ended)) == []
 
 
-def violations(installation: Installation, *, must_have_ended: bool = False) -> list[str]:
+def record(installation: Installation, *, must_have_ended: bool = False) -> Record:
     elsewhere = installation.data.parent.glob(f"{installation.data.name}-elsewhere-*")
     directories = [installation.data, *elsewhere]
     settings = installation.as_settings()
-    record = asyncio.run(_record(settings, installation.history, directories, must_have_ended=must_have_ended))
-    return promises.violations(record)
+    return asyncio.run(_record(settings, installation.history, directories, must_have_ended=must_have_ended))
 
 
 async def assert_kept_by_server(settings: Settings, history: History) -> None:

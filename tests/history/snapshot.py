@@ -28,8 +28,9 @@ class Snapshot:
 
 async def take(settings: Settings, directories: Iterable[Path]) -> Snapshot:
     """Rows are those of one moment; objects are read after them. Logs are looked for below the directories."""
-    # What carries wakes is no part of the truth, and may be gone by now.
-    async with open_resources(settings.model_copy(update={"redis_url": None})) as resources:
+    # What carries wakes is no part of the truth, and may be gone by now; and all rows are more than a request reads.
+    patient = settings.model_copy(update={"redis_url": None, "database_timeout_seconds": 60.0})
+    async with open_resources(patient) as resources:
         tables: dict[str, list[Row]] = {}
         async with resources.read() as session:
             if not resources.database.is_sqlite:

@@ -105,7 +105,8 @@ class Chaos:
             if restarts and passed >= restarts[0][0]:
                 self._restart(restarts.pop(0)[1])
             else:
-                member = self.chosen.choice(self.members)
+                weights = [2 if member.arguments[0] == "worker" else 1 for member in self.members]
+                member = self.chosen.choices(self.members, weights)[0]
                 what = self.chosen.choices(list(_STRIKES), list(_STRIKES.values()))[0]
                 asleep = self.asleep_seconds * self.chosen.uniform(0.5, 2)
                 if member.busy.acquire(blocking=False):

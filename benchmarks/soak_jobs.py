@@ -48,12 +48,12 @@ def kinds(long_epochs: int) -> list[Kind]:
         for number in range(12)
     )
     return [
-        Kind("supervised", 0.38, chats, None, _supervised(2)),
+        Kind("supervised", 0.41, chats, None, _supervised(2)),
         Kind("validated", 0.2, chats, others, _supervised(2)),
         Kind("preference", 0.16, _pairs(12), None, _method("dpo", 1)),
         Kind("cancelled", 0.1, chats, None, _supervised(20), end="cancelled"),
         Kind("refused", 0.1, no_answers, None, _supervised(2), end="failed"),
-        Kind("long", 0.06, rows(48), others, _supervised(long_epochs)),
+        Kind("long", 0.03, rows(192), others, _supervised(long_epochs)),
     ]
 
 

@@ -25,6 +25,7 @@ from tests.e2e.processes import (
     wait_for_step,
 )
 from tests.faults import proxy
+from tests.faults.jobs import Recovered
 from tests.servers import redis, required
 from tests.servers.redis import RedisServer
 
@@ -103,7 +104,9 @@ def test_f7_api_killed_between_commit_and_wake(install: Install, server: RedisSe
         check_history(api.client(), [job_id])
 
 
-def test_f9_redis_killed_for_three_seconds(install: Install, server: RedisServer, instant: float) -> None:
+def test_f9_redis_killed_for_three_seconds(
+    install: Install, server: RedisServer, instant: float, recovered: Recovered
+) -> None:
     with service(install(redis_url=server.url)) as (api, _):
         client = api.client()
         jobs = [create_timed(client)]
@@ -114,9 +117,11 @@ def test_f9_redis_killed_for_three_seconds(install: Install, server: RedisServer
         assert httpx.get(f"{api.url}/readyz", timeout=5).json() == {"status": "ok", "queue": "away"}
         time.sleep(max(0.0, until - time.monotonic()))
         server.start()
+        started_at = time.monotonic()
         jobs.append(create_timed(client))
-        check_history(client, jobs)
         wait_until_ready(api)
+        recovered(time.monotonic() - started_at)
+        check_history(client, jobs)
 
 
 def test_f10_redis_flushed(install: Install, server: RedisServer, instant: float) -> None:

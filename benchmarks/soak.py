@@ -52,7 +52,7 @@ def main() -> int:
         arguments.jobs or max(12, int(arguments.seconds / 3)),
         arguments.seconds,
         seed=arguments.seed,
-        long_epochs=50 if is_long else 12,  # 2400 steps, or 576
+        long_epochs=16 if is_long else 12,  # 768 steps, or 576
     )
     with (
         tempfile.TemporaryDirectory(prefix="hone-soak-") as scratch,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -62,7 +63,7 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
                         owner=owner,
                         status=JobStatus.VALIDATING_FILES,
                         ttl_seconds=ttl,
-                        excluded_bases=bases.unavailable,
+                        excluded_bases=bases.excluded(weights=False),
                     )
             except (Unavailable, SQLAlchemyError, OSError):
                 _log.warning("the database does not answer; files are checked when it does", exc_info=True)
@@ -124,24 +125,25 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases, 
         extension = Extension.model_validate(job.extension or {})
         most = min(resources.settings.max_sequence_tokens, base.context_tokens)
         max_sequence_tokens = extension.max_sequence_tokens or most
-        base_directory = await bases.directory(base)
-        await asyncio.to_thread(_check_target_modules, extension, base_directory)
-        request = PrepareRequest(
-            method=_method(job),
-            base_directory=str(base_directory),
-            training_file=str(directory / "training.jsonl"),
-            validation_file=str(directory / "validation.jsonl") if "validation" in sources else None,
-            output_directory=str(directory),
-            max_sequence_tokens=max_sequence_tokens,
-            rendering_date=job.created_at.date(),
-            train_on_last_turn_only=extension.train_on_last_turn_only,
-            data=DataLimits(max_rows=resources.settings.max_rows, max_line_bytes=resources.settings.max_line_bytes),
-            process=ProcessLimits(
-                memory_bytes=resources.settings.validation_memory_bytes,
-                cpu_seconds=max(1, int(resources.settings.validation_timeout_seconds)),
-            ),
-        )
-        report = await preparer.prepare(request, resources.settings.validation_timeout_seconds)
+        if not isinstance(extension.adapter.target_modules, str):
+            await _check_target_modules(resources, extension.adapter.target_modules, base, bases)
+        async with bases.use(base, weights=False) as base_directory:
+            request = PrepareRequest(
+                method=_method(job),
+                base_directory=str(base_directory),
+                training_file=str(directory / "training.jsonl"),
+                validation_file=str(directory / "validation.jsonl") if "validation" in sources else None,
+                output_directory=str(directory),
+                max_sequence_tokens=max_sequence_tokens,
+                rendering_date=job.created_at.date(),
+                train_on_last_turn_only=extension.train_on_last_turn_only,
+                data=DataLimits(max_rows=resources.settings.max_rows, max_line_bytes=resources.settings.max_line_bytes),
+                process=ProcessLimits(
+                    memory_bytes=resources.settings.validation_memory_bytes,
+                    cpu_seconds=max(1, int(resources.settings.validation_timeout_seconds)),
+                ),
+            )
+            report = await preparer.prepare(request, resources.settings.validation_timeout_seconds)
         if report.error is not None:
             raise TrainError(report.error.code, report.error.message, param=report.error.param)
         dataset = {
@@ -261,11 +263,13 @@ async def _record_end(
         leases.crashed(session, job, reason=error.message, max_crashes=max_crashes, now=now)
 
 
-def _check_target_modules(extension: Extension, base_directory: Path) -> None:
-    names = extension.adapter.target_modules
-    if isinstance(names, str):
-        return
-    known = base_layers.linear_names(base_directory)
+async def _check_target_modules(resources: Resources, names: Sequence[str], base: BaseModel, bases: Bases) -> None:
+    async with resources.read() as session:
+        layers = await base_models.linear_layers(session, base.id)
+    if layers is None:  # registered before they were recorded
+        async with bases.use(base) as directory:
+            layers = await asyncio.to_thread(base_layers.linear_layers, directory)
+    known = {path.rpartition(".")[2] for path in layers}
     if unknown := sorted(set(names) - known):
         message = f"The base model has no linear layers named {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         raise TrainError("invalid_hyperparameters", message, param="hone.adapter.target_modules")

@@ -99,6 +99,8 @@ class Entry:
         """Claim room, under the lock, and make the directory to fetch into, if no earlier fetch has left it."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._write_state({"bytes": num_bytes})
+        if self.files.is_symlink():  # not ours, and not followed
+            self.files.unlink()
         with suppress(FileNotFoundError):
             shutil.rmtree(self.files)
         self.partial.mkdir(mode=0o700, exist_ok=True)
@@ -181,14 +183,10 @@ class BaseCache:
                 finally:
                     lock.release()
             if used + num_bytes > self.max_bytes:
-                inside = (
-                    f"{_gb(used)} of the {_gb(self.max_bytes)} that HONE_BASE_CACHE_BYTES allows are in use by jobs"
-                )
-                raise NoRoom(f"it takes {_gb(num_bytes)}, but {inside}")
-            if self._free() + have < num_bytes:
-                raise NoRoom(
-                    f"it takes {_gb(num_bytes)}, but {_gb(max(0, self._free() + have))} are free at {self.root}"
-                )
+                limit = f"the {_gb(self.max_bytes)} that HONE_BASE_CACHE_BYTES allows"
+                raise NoRoom(f"it takes {_gb(num_bytes)}, but of {limit} jobs are using {_gb(used)}")
+            if (free := max(0, self._free() + have)) < num_bytes:
+                raise NoRoom(f"it takes {_gb(num_bytes)}, but only {_gb(free)} are free at {self.root}")
             wanted.begin(num_bytes)
 
     def _free(self) -> int:

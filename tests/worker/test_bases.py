@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -229,7 +229,7 @@ async def test_workers_of_one_machine_fetch_once(resources: Resources, source: P
 
 
 @pytest.fixture
-def other(source: Path, tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def other(source: Path, tmp_path: Path) -> Callable[[int], Path]:
     """Other bases of the same size."""
 
     def make(number: int) -> Path:
@@ -346,7 +346,7 @@ async def test_an_interrupted_upload_goes_on_where_it_was(resources: Resources, 
 
     with pytest.raises(OSError, match="loses power"):
         await base_import.run(
-            replace(resources, storage=Dying(2)),  # pyright: ignore[reportArgumentType]
+            replace(resources, storage=Dying(2)),
             model_id=ID,
             source=str(source),
         )
@@ -357,7 +357,7 @@ async def test_an_interrupted_upload_goes_on_where_it_was(resources: Resources, 
     assert await tidying.remove_orphans(resources, older_than=NOW) == 0  # what it has put is waited for
     puts = Dying(len(before) - 2)
     await base_import.run(
-        replace(resources, storage=puts),  # pyright: ignore[reportArgumentType]
+        replace(resources, storage=puts),
         model_id=ID,
         source=str(source),
     )

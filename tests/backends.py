@@ -19,7 +19,6 @@ from tests.servers.postgres import Postgres
 from tests.servers.redis import RedisServer
 from tests.servers.s3 import S3Server
 
-
 # The deadline of production is for tests of faults: other tests must not fail on a machine that is busy.
 _PATIENT = {"database_timeout_seconds": "30"}
 

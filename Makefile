@@ -21,7 +21,7 @@ demo: setup
 serve: setup
 	$(BIN)/hone serve
 
-# On the embedded backends, then on PostgreSQL and Redis where they are installed.
+# On the embedded backends, then on PostgreSQL, Redis and S3 where they are installed.
 test: setup
 	$(BIN)/python -m tests.legs
 
@@ -50,6 +50,10 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks.memory_model
 	$(BIN)/python -m benchmarks.qlora_vs_lora --dtype float32
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset v32k
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset deep --packing
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset deep --shared-system-prompt 200
+	$(BIN)/python -m benchmarks.dpo_vs_trl --preset deep
 
 # On a machine with a GPU: is it right, how fast is it, and beside whom (docs/performance.md).
 gpu: setup

@@ -33,7 +33,8 @@ workers_group = typer.Typer(no_args_is_help=True, help="The worker processes of 
 cli.add_typer(models, name="models")
 cli.add_typer(workers_group, name="workers")
 cli.add_typer(api_keys, name="keys")
-console = Console(highlight=False, soft_wrap=True)
+# Where nobody looks, no line is folded to a width.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 DataDirectory = Annotated[
     Path | None, typer.Option("--data", help="Data directory; HONE_DATA_DIRECTORY does the same.", show_default=False)
@@ -227,7 +228,8 @@ def list_workers(
         console.print_json(WorkerList(data=[admin.read_worker(worker) for worker in found]).model_dump_json())
         return
     names = ("id", "host", "pid", "pool", "state", "heartbeat", "slot", "device", "base", "job")
-    table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
+    table = Table(*(Column(name, overflow="fold") for name in names), box=None)
+    found_wanting: list[str] = []
     for worker in (admin.read_worker(seen) for seen in found):
         silent = f"{max(0, int(time.time()) - worker.heartbeat_at)} s ago"
         who = [worker.id, worker.hostname, str(worker.pid), worker.pool, worker.state, silent]
@@ -235,9 +237,10 @@ def list_workers(
             what = [str(slot.number), slot.device, slot.base_model or "", slot.job_id or slot.state] if slot else []
             table.add_row(*who, *what)
             who = [""] * len(who)
-        for base, reason in worker.unavailable_bases.items():
-            table.add_row("", f"cannot get {base}: {reason}")
-    console.print(table, width=None if console.is_terminal else 200)  # a script reads whole ids
+        found_wanting += [f"{worker.id} cannot get {base}: {why}" for base, why in worker.unavailable_bases.items()]
+    console.print(table)
+    for line in found_wanting:
+        console.print(line)
 
 
 @workers_group.command("drain")

@@ -29,11 +29,12 @@ class CannotStart(Exception):
 
 async def serve(settings: Settings, console: Console, *, with_worker: bool) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit status: 0, or 1 if something failed."""
-    if with_worker:
+    trains = with_worker and not settings.cpu_only
+    if trains:
         require_training_libraries("this machine cannot train", otherwise=", or serve the API alone with --api-only")
     listener = _listen(settings)
     async with open_resources(settings) as resources:
-        await _first_steps(resources, console, with_worker=with_worker)
+        await _first_steps(resources, console, trains=trains)
         url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
         api = _Server(
             uvicorn.Config(
@@ -98,7 +99,7 @@ def require_training_libraries(trouble: str, *, otherwise: str = "") -> None:
         raise CannotStart(f"{trouble}: {', '.join(missing)} not installed. Install 'hone[worker]'{otherwise}.")
 
 
-async def _first_steps(resources: Resources, console: Console, *, with_worker: bool) -> None:
+async def _first_steps(resources: Resources, console: Console, *, trains: bool) -> None:
     settings = resources.settings
     console.print(f"Data:     {settings.data}")
     await _try_storage(resources, console)
@@ -108,7 +109,7 @@ async def _first_steps(resources: Resources, console: Console, *, with_worker: b
         console.print(f"API key:  {made}  (shown this once; `hone keys create` makes another)")
     async with resources.read() as session:
         known = await base_models.find(session, TINY_MODEL)
-    if with_worker and settings.tiny_model and known is None:
+    if trains and settings.tiny_model and known is None:
         await ensure_tiny_model(resources, console)
     async with resources.read() as session:
         registered = await base_models.search(session)

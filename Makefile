@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo serve test faults check format bench gpu gpu-packages openapi clean
+.PHONY: setup demo serve test faults check long format bench gpu gpu-packages openapi clean
 
 setup: .venv/.complete
 
@@ -21,7 +21,7 @@ demo: setup
 serve: setup
 	$(BIN)/hone serve
 
-# On the embedded backends, then on PostgreSQL and Redis where they are installed.
+# On the embedded backends, then on PostgreSQL, Redis and S3 where they are installed.
 test: setup
 	$(BIN)/python -m tests.legs
 
@@ -38,6 +38,10 @@ check: setup
 	$(BIN)/pyright
 	$(MAKE) --no-print-directory test
 
+# CI's long form: runs of minutes on models of real size.
+long: setup
+	$(BIN)/python -m pytest -m long
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -46,6 +50,10 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks.memory_model
 	$(BIN)/python -m benchmarks.qlora_vs_lora --dtype float32
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset v32k
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset deep --packing
+	$(BIN)/python -m benchmarks.sft_vs_trl --preset deep --shared-system-prompt 200
+	$(BIN)/python -m benchmarks.dpo_vs_trl --preset deep
 
 # On a machine with a GPU: is it right, how fast is it, and beside whom (docs/performance.md).
 gpu: setup

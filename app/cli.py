@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
-from app import adapter_import, base_import, server
+from app import adapter_import, adapter_merge, base_import, server
 from app import doctor as health
 from app.api import admin
 from app.db import migrations
@@ -33,26 +33,31 @@ workers_group = typer.Typer(no_args_is_help=True, help="The worker processes of 
 cli.add_typer(models, name="models")
 cli.add_typer(workers_group, name="workers")
 cli.add_typer(api_keys, name="keys")
-console = Console(highlight=False, soft_wrap=True)
+# Where nobody looks, no line is folded to a width.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 DataDirectory = Annotated[
     Path | None, typer.Option("--data", help="Data directory; HONE_DATA_DIRECTORY does the same.", show_default=False)
 ]
 
 
+_EXPECTED = (
+    migrations.OldSchema,
+    migrations.NoDatabase,
+    BadBaseModel,
+    BadAdapter,
+    ApiError,
+    StorageUnavailable,
+    adapter_merge.CannotMerge,
+    server.CannotStart,
+)
+
+
 def main() -> None:
     try:
         cli()
-    except (
-        migrations.OldSchema,
-        migrations.NoDatabase,
-        BadBaseModel,
-        BadAdapter,
-        ApiError,
-        StorageUnavailable,
-        server.CannotStart,
-    ) as error:
-        console.print(f"hone: {error}", style="red")
+    except _EXPECTED as error:
+        console.print(f"hone: {error}", style="red", markup=False)  # for "hone[worker]" is no markup
         sys.exit(1)
 
 
@@ -143,6 +148,27 @@ def import_adapter(
     console.print(f"{asyncio.run(run())} is imported.")
 
 
+@models.command("merge")
+def merge_model(
+    model: Annotated[str, typer.Argument(help="A fine-tuned model, a checkpoint of one, or a PEFT directory.")],
+    output: Annotated[Path, typer.Option(help="Directory to write to: a new or an empty one.")],
+    base: Annotated[
+        str | None, typer.Option(help="The base model that a PEFT directory was trained on.", show_default=False)
+    ] = None,
+    data: DataDirectory = None,
+) -> None:
+    """Merge an adapter into its base: a plain model in 16 bits, for servers that take no adapter."""
+    settings = _settings(data)
+    migrations.require_current(settings.resolved_database_url)
+    server.require_training_libraries("this machine cannot merge")
+
+    async def run() -> str:
+        async with open_resources(settings) as resources:
+            return await adapter_merge.run(resources, name=model, base_id=base, output=output.expanduser().absolute())
+
+    console.print(f"{model} is merged into {asyncio.run(run())}: {output}")
+
+
 @models.command("list")
 def list_models(data: DataDirectory = None) -> None:
     """Show the registered base models."""
@@ -201,7 +227,8 @@ def list_workers(
         console.print_json(WorkerList(data=[admin.read_worker(worker) for worker in found]).model_dump_json())
         return
     names = ("id", "host", "pid", "pool", "state", "heartbeat", "slot", "device", "base", "job")
-    table = Table(*(Column(name, no_wrap=True) for name in names), box=None)
+    table = Table(*(Column(name, overflow="fold") for name in names), box=None)
+    found_wanting: list[str] = []
     for worker in (admin.read_worker(seen) for seen in found):
         silent = f"{max(0, int(time.time()) - worker.heartbeat_at)} s ago"
         who = [worker.id, worker.hostname, str(worker.pid), worker.pool, worker.state, silent]
@@ -209,9 +236,10 @@ def list_workers(
             what = [str(slot.number), slot.device, slot.base_model or "", slot.job_id or slot.state] if slot else []
             table.add_row(*who, *what)
             who = [""] * len(who)
-        for base, reason in worker.unavailable_bases.items():
-            table.add_row("", f"cannot get {base}: {reason}")
-    console.print(table, width=None if console.is_terminal else 200)  # a script reads whole ids
+        found_wanting += [f"{worker.id} cannot get {base}: {why}" for base, why in worker.unavailable_bases.items()]
+    console.print(table)
+    for line in found_wanting:
+        console.print(line)
 
 
 @workers_group.command("drain")

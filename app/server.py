@@ -28,11 +28,12 @@ class CannotStart(Exception):
 
 async def serve(settings: Settings, console: Console, *, with_worker: bool) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit status: 0, or 1 if something failed."""
-    if with_worker:
-        _require_training_libraries()
+    trains = with_worker and not settings.cpu_only
+    if trains:
+        require_training_libraries("this machine cannot train", otherwise=", or serve the API alone with --api-only")
     listener = _listen(settings)
     async with open_resources(settings) as resources:
-        await _first_steps(resources, console, with_worker=with_worker)
+        await _first_steps(resources, console, trains=trains)
         url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
         api = _Server(
             uvicorn.Config(
@@ -59,7 +60,7 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
 async def work(settings: Settings, console: Console) -> int:
     """Work until SIGINT, SIGTERM or `hone workers drain`."""
     if not settings.cpu_only:
-        _require_training_libraries()
+        require_training_libraries("this machine cannot train")
     async with open_resources(settings) as resources:
         await _try_storage(resources, console)
         draining = _draining_at_signals(console)
@@ -88,7 +89,14 @@ async def ensure_tiny_model(resources: Resources, console: Console) -> None:
     await base_import.run(resources, model_id=TINY_MODEL, source=str(directory))
 
 
-async def _first_steps(resources: Resources, console: Console, *, with_worker: bool) -> None:
+def require_training_libraries(trouble: str, *, otherwise: str = "") -> None:
+    """CannotStart, with what to do, where the `worker` extra is not installed."""
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CannotStart(f"{trouble}: {', '.join(missing)} not installed. Install 'hone[worker]'{otherwise}.")
+
+
+async def _first_steps(resources: Resources, console: Console, *, trains: bool) -> None:
     settings = resources.settings
     console.print(f"Data:     {settings.data}")
     await _try_storage(resources, console)
@@ -98,7 +106,7 @@ async def _first_steps(resources: Resources, console: Console, *, with_worker: b
         console.print(f"API key:  {made}  (shown this once; `hone keys create` makes another)")
     async with resources.read() as session:
         known = await base_models.find(session, TINY_MODEL)
-    if with_worker and settings.tiny_model and known is None:
+    if trains and settings.tiny_model and known is None:
         await ensure_tiny_model(resources, console)
     async with resources.read() as session:
         registered = await base_models.search(session)
@@ -169,15 +177,6 @@ def _listen(settings: Settings) -> socket.socket:
 
 def _shown_host(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-
-
-def _require_training_libraries() -> None:
-    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise CannotStart(
-            f"this machine cannot train: {', '.join(missing)} not installed. Install 'hone[worker]', "
-            "or serve the API alone with --api-only."
-        )
 
 
 class _Server(uvicorn.Server):

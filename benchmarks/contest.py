@@ -40,7 +40,7 @@ class Contest:
     batch_size: int
     longest: int
     packing: bool = False  # TRL's
-    rows_a_pass: int = 2  # of TRL's packed rows: joined in one pass, or one after the other
+    rows_a_pass: int = 1  # of TRL's packed rows: joined in one pass, or one after the other
     checkpointing: bool = False  # TRL's
 
     def save(self, directory: Path) -> None:

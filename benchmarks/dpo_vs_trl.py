@@ -11,7 +11,7 @@ import json
 from benchmarks import presets, verdict
 from benchmarks.contest import Contest
 
-LONGEST = 1024
+LONGEST = 1024  # prompt, and answer
 PAIRS_A_STEP = 4
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         threads=arguments.threads,
         steps=steps,
         batch_size=PAIRS_A_STEP,
-        longest=LONGEST,
+        longest=2 * LONGEST,
     )
     vocab_size = presets.PRESETS[arguments.preset].vocab_size
     pairs = presets.lognormal_pairs(PAIRS_A_STEP * steps, vocab_size=vocab_size, longest=LONGEST)

@@ -101,12 +101,12 @@ def lognormal_pairs(
 ) -> list[Pair]:
     """Pairs of random tokens; the prompt's and each answer's lengths are log-normal, all tokens of an answer trained.
 
-    A prompt and an answer are cut at half of `longest`.
+    A prompt is cut at `longest`, and so is an answer: a conversation may have twice as many.
     """
     source = random.Random(seed)
 
     def tokens() -> list[int]:
-        return [source.randrange(2, vocab_size) for _ in range(_lognormal_length(source, mean, sigma, longest // 2))]
+        return [source.randrange(2, vocab_size) for _ in range(_lognormal_length(source, mean, sigma, longest))]
 
     def answer() -> Example:
         given = [*tokens()[:-1], EOS]

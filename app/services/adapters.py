@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
-from app.db.models import Checkpoint, FineTunedModel, Job
-from app.db.queries import scoped
+from app.db.models import Checkpoint, FineTunedModel, Job, Project
+from app.db.queries import scoped, server_rows
 from app.services import lookup
 
 
@@ -43,6 +43,15 @@ async def find(session: AsyncSession, principal: Principal, *, name: str, lock: 
     if job.fine_tuned_model == name:  # the last checkpoint bears the name of the model, which was deleted
         return None
     return _of(name, job.base_model_id, checkpoint, job.spec)
+
+
+async def find_in_any_project(session: AsyncSession, *, name: str) -> Adapter | None:
+    """For the operator, who is of no project: the adapter of a model or checkpoint, whosever it is."""
+    for project in list(await session.scalars(server_rows(Project))):
+        principal = Principal(key_id="", project_id=project.id, organization_id=project.organization_id)
+        if (found := await find(session, principal, name=name)) is not None:
+            return found
+    return None
 
 
 async def _job(session: AsyncSession, principal: Principal, job_id: str) -> Job:

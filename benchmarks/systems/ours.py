@@ -44,7 +44,7 @@ def take_part(contest: Contest, directory: Path, turns: "Turns") -> None:
         method=contest.method,
         dpo=DpoSettings(beta=0.1) if contest.method == "dpo" else None,
         batch_size=contest.batch_size,
-        max_sequence_tokens=3 * contest.longest,
+        max_sequence_tokens=contest.longest,
         lora=LORA,
         optimizer=runs.OPTIMIZER,
     )

@@ -6,11 +6,13 @@ Shapes: L tokens of one example, V vocabulary.
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
+from peft.tuners.lora import Linear
 from transformers import PreTrainedModel
 
 from worker.contract.spec import LoraSettings
 from worker.data.token_file import TokenFile
 from worker.engine import adapters, batches, sft
+from worker.engine.narrow_lora import NarrowLinear
 from worker.engine.packing import pack
 from worker.engine.sft import Sums
 
@@ -28,7 +30,16 @@ def attach(model: PreTrainedModel, lora: LoraSettings = LORA) -> PeftModel:
                 parameter.copy_(noise)
             elif "magnitude" in name:
                 parameter.mul_(1 + noise)
+    if model.config._attn_implementation == "eager":
+        _compute_as_peft_does(adapter)
     return adapter
+
+
+def _compute_as_peft_does(adapter: PeftModel) -> None:
+    """The reference takes nothing from us: neither attention nor the product of LoRA layers."""
+    for layer in adapter.modules():
+        if isinstance(layer, NarrowLinear):
+            layer.__class__ = Linear
 
 
 def gradients(adapter: PeftModel, total_weight: float) -> dict[str, torch.Tensor]:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from tests.engine import examples
+from tests.engine import examples, reference
+from tests.engine.test_families import assert_equal, eager
 from tests.engine.test_run import Recorder, checkpoints, steps
 from tests.engine.trainer_process import TrainerProcess, comparable
 from tests.tiny import Family
@@ -84,19 +85,43 @@ def test_gradients_equal_those_of_a_plain_layer() -> None:
     torch.testing.assert_close(found_TI, x_TI.grad, rtol=1e-6, atol=1e-6)
 
 
-def test_a_run_equals_lora_on_the_dequantized_base(
-    llama: PreTrainedModel, llama_directory: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def dequantized(tmp_path_factory: pytest.TempPathFactory, llama: PreTrainedModel, llama_directory: Path) -> Path:
+    """A plain base with the weights that NF4 holds, unpacked."""
     weights = load_file(llama_directory / "model.safetensors")
     weights |= {f"{n}.weight": m.weight for n, m in llama.named_modules() if isinstance(m, nf4.Nf4Linear)}
-    directory = tmp_path / "dequantized"
-    directory.mkdir()
+    directory = tmp_path_factory.mktemp("dequantized")
     (directory / "config.json").write_bytes((llama_directory / "config.json").read_bytes())
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    plain = base_model.load(directory, device="cpu", dtype="float32", tick=lambda: None)
-    quantized = Recorder().run(examples.start(tmp_path, llama_directory, spec(), run="quantized"), llama)
-    dequantized = Recorder().run(examples.start(tmp_path, directory, examples.spec(), run="plain"), plain)
-    losses = [[step.loss for step in steps(events)] for events in (quantized, dequantized)]
+    return directory
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_losses_and_gradients_equal_the_eager_reference_on_dequantized_weights(
+    llama: PreTrainedModel, dequantized: Path, tmp_path: Path, dora: bool
+) -> None:
+    """To 1e-5, as in tests/engine/test_families.py. DoRA's magnitudes too are the norms of what NF4 holds."""
+    data = examples.load_examples(tmp_path / "data", examples.random_examples(8, seed=4))
+    lora = LoraSettings(rank=4, alpha=8, dora=dora)
+    eager_model = eager(dequantized)
+    adapter = reference.attach(llama, lora)
+    try:
+        assert_equal((llama, adapter), (eager_model, reference.attach(eager_model, lora)), data, 1e-5)
+    finally:
+        adapters.detach(adapter)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_run_equals_one_on_the_dequantized_base(
+    llama: PreTrainedModel, llama_directory: Path, dequantized: Path, tmp_path: Path, dora: bool
+) -> None:
+    lora = LoraSettings(rank=4, alpha=8, dora=dora)
+    plain = base_model.load(dequantized, device="cpu", dtype="float32", tick=lambda: None)
+    runs = (
+        Recorder().run(examples.start(tmp_path, llama_directory, spec(lora=lora), run="quantized"), llama),
+        Recorder().run(examples.start(tmp_path, dequantized, examples.spec(lora=lora), run="plain"), plain),
+    )
+    losses = [[step.loss for step in steps(events)] for events in runs]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 

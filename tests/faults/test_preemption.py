@@ -4,7 +4,7 @@ import os
 import signal
 
 from tests.e2e.fixtures import EPOCHS
-from tests.e2e.processes import create_job, messages, wait_for_end, wait_for_status, wait_for_step
+from tests.e2e.processes import create_job, messages, wait_for_end, wait_for_step
 from tests.faults.jobs import RESUMED, Install, assert_as_undisturbed, assert_numbered, stored
 from tests.faults.test_processes_die import step_at
 
@@ -20,11 +20,11 @@ def test_a_preempted_jobs_losses_are_those_of_an_undisturbed_one(
         job = create_job(client, epochs=EPOCHS, extra_body={"hone": {"preemptible": True}})
         wait_for_step(client, job.id, step_at(instant))
 
-        # So that it is not done before the other's files are checked.
+        # So that it is not done before the other's files are checked, and it has waited.
         (trainer,) = server.trainers()
         os.kill(trainer, signal.SIGSTOP)
         urgent = create_job(client, epochs=1, extra_body={"hone": {"priority": 10}})
-        wait_for_status(client, urgent.id, "queued")
+        server.wait_for_line(f"job {job.id}: makes room")
         os.kill(trainer, signal.SIGCONT)
 
         assert wait_for_end(client, urgent.id).status == "succeeded"

@@ -29,9 +29,10 @@ LLAMA_8B: dict[str, Any] = {
 }
 
 
-def predict(config: dict[str, Any], quantization: Any = None, **changes: Any) -> MemoryEstimate:
+def predict(config: dict[str, Any], quantization: Any = None, *, dora: bool = False, **changes: Any) -> MemoryEstimate:
     settings = {"device": "cuda", "dtype": "bfloat16", "token_budget": 4096, "num_threads": 1, **changes}
-    spec = examples.spec(quantization=quantization, lora=LoraSettings(rank=16), max_sequence_tokens=4096, batch_size=16)
+    lora = LoraSettings(rank=16, dora=dora)
+    spec = examples.spec(quantization=quantization, lora=lora, max_sequence_tokens=4096, batch_size=16)
     return estimate(spec, geometry(config), Execution(**settings))
 
 
@@ -52,6 +53,21 @@ def test_more_tokens_take_more_and_checkpointing_takes_less() -> None:
     totals = [predict(LLAMA_8B, token_budget=budget).total for budget in (4096, 8192, 16384)]
     assert totals == sorted(set(totals))
     assert predict(LLAMA_8B, gradient_checkpointing=True).activations < 0.2 * predict(LLAMA_8B).activations
+
+
+def test_dora_keeps_the_outputs_of_every_linear_layer_twice() -> None:
+    plain, dora = (predict(LLAMA_8B, dtype="float32", dora=dora) for dora in (False, True))
+    outputs = 4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096
+    kept = 32 * 2 * 4 * outputs
+    assert dora.bytes_per_token - plain.bytes_per_token == pytest.approx(1.1 * kept, rel=1e-3)
+    assert (plain.unpacked, dora.unpacked) == (0, 4 * 14336 * (3 * 4096 + 14336))
+    assert dora.adapter > plain.adapter
+
+
+def test_the_first_base_in_nf4_brings_its_library_on_a_cpu() -> None:
+    plain, nf4 = (predict(QWEN_05B, quantization, device="cpu").overhead for quantization in (None, "nf4"))
+    assert nf4 - plain == 80 << 20
+    assert predict(QWEN_05B, "nf4").overhead == predict(QWEN_05B).overhead
 
 
 def test_the_largest_micro_batch_is_bounded_by_the_examples() -> None:

@@ -38,3 +38,30 @@ def test_a_password_is_neither_shown_nor_logged() -> None:
     assert "a-secret" not in repr(settings)
     shown = redact("cannot reach postgresql://u:a-se/cr@t@h/d and redis://:a-secret@h")
     assert shown == "cannot reach postgresql://u:[redacted]@h/d and redis://:[redacted]@h"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"s3_bucket": "b", "s3_access_key_id": "a"},
+            "HONE_S3_ACCESS_KEY_ID and HONE_S3_SECRET_ACCESS_KEY go together",
+        ),
+        ({"s3_public_url": "https://s3.example.com"}, "HONE_S3_PUBLIC_URL is set, but HONE_S3_BUCKET is not"),
+        ({"s3_bucket": "b", "s3_prefix": "a b"}, "pattern"),
+        ({"orphan_seconds": 60}, "greater than or equal to 21600"),
+    ],
+)
+def test_settings_of_s3_that_do_not_fit_together_are_refused(given: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        Settings.model_validate(given)
+
+
+def test_a_link_into_the_bucket_is_no_use_in_a_log() -> None:
+    link = (
+        "https://s3.example.com/b/k?X-Amz-Credential=AKIA0123%2Fus&X-Amz-Expires=300&X-Amz-Signature=0123456789abcdef"
+    )
+    redacted = redact(f"GET {link}")
+    assert "0123456789abcdef" not in redacted
+    assert "AKIA0123" not in redacted
+    assert "X-Amz-Expires=300" in redacted

@@ -17,17 +17,21 @@ from worker.contract.spec import Execution, TrainSpec
 # Bytes per weight in NF4: half a byte, a scale byte per 64 weights, a float per 256 scales.
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
-# As in engine/losses.py: one chunk of logits, and as much again for its exponentials.
-_HEAD_CHUNK_BYTES = {"cpu": 2 * (64 << 20), "cuda": 2 * (256 << 20)}
+# As in engine/losses.py: one chunk of logits, and as much again for its exponentials and for their gradient.
+_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+_HEAD_CHUNKS = 3
 _MAX_CHUNK_ROWS = 1024
 # Parameter, gradient and two moments, all float32.
 _BYTES_PER_TRAINED_PARAMETER = 16
 # Workspaces of matrix products, and code that is loaded when it is first used.
-_OVERHEAD_BYTES = {"cpu": 80 << 20, "cuda": 512 << 20}
-# An allocator does not fill every gap that freed tensors leave. glibc's heap, with its defaults, held 1.95 times
+_OVERHEAD_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+# bitsandbytes, which is imported with the first base in NF4.
+_NF4_OVERHEAD_BYTES = {"cpu": 80 << 20, "cuda": 0}
+# An allocator does not fill every gap that freed tensors leave. glibc's heap, with its defaults, held 1.85 times
 # what was alive; with its mmap threshold at 1 MiB it held 1.05 times, and the kernel's work made steps slower.
-_FRAGMENTATION = {"cpu": 1.95, "cuda": 1.1}
-_TIGHT_FRAGMENTATION = 1.1  # with gradient checkpointing, as memory is then short (engine/memory.py)
+_FRAGMENTATION = {"cpu": 1.85, "cuda": 1.1}
+# With gradient checkpointing, as memory is then short (engine/memory.py), and of what DoRA keeps: large tensors only.
+_TIGHT_FRAGMENTATION = 1.1
 _UNGATED = {"gpt_neox", "gpt_bigcode", "phi", "starcoder2"}
 _TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3", "gemma3_text"}
 
@@ -78,7 +82,7 @@ class MemoryEstimate:
     """Bytes at the peak of a run, part by part; `tokens` are those of its largest micro-batch."""
 
     weights: int
-    unpacked: int  # one layer's weight, out of NF4
+    unpacked: int  # one layer's weight out of NF4, and as DoRA takes its norm
     adapter: int  # with its gradients and the optimizer's moments
     tokens: int
     bytes_per_token: int
@@ -118,26 +122,27 @@ def geometry(config: dict[str, Any]) -> Geometry:
 def estimate(spec: TrainSpec, geometry: Geometry, execution: Execution) -> MemoryEstimate:
     """The peak of the run that `spec` describes, carried out as `execution` says."""
     width = _WIDTH[execution.dtype]
+    is_nf4 = spec.quantization == "nf4"
     slack = _TIGHT_FRAGMENTATION if execution.gradient_checkpointing else _FRAGMENTATION[execution.device]
     tokens = largest_micro_batch(spec, execution.token_budget)
     layer = _layer_bytes_per_token(spec, geometry, width)
-    if execution.gradient_checkpointing:  # each layer's input, and all of the one that is computed again
-        per_token = geometry.layers * geometry.hidden * width + layer
-    else:
-        per_token = geometry.layers * layer
-    per_token += geometry.hidden * 4 * width  # embeddings, last hidden states, their norm and gradient
+    layers = 1 if execution.gradient_checkpointing else geometry.layers  # all of the one that is computed again
+    per_token = slack * layers * layer + _TIGHT_FRAGMENTATION * layers * _dora_bytes_per_token(spec, geometry, width)
+    if execution.gradient_checkpointing:
+        per_token += slack * geometry.layers * geometry.hidden * width  # each layer's input
+    per_token += slack * geometry.hidden * 4 * width  # embeddings, last hidden states, their norm and gradient
     return MemoryEstimate(
         weights=_weight_bytes(spec, geometry, width),
-        unpacked=width * max(i * o for i, o in geometry.linear_sizes.values()) if spec.quantization else 0,
+        unpacked=_unpacked_bytes(spec, geometry, width),
         adapter=_BYTES_PER_TRAINED_PARAMETER * _trained_parameters(spec, geometry),
         tokens=tokens,
-        bytes_per_token=int(slack * per_token),
-        activations=int(slack * per_token * tokens),
+        bytes_per_token=int(per_token),
+        activations=int(per_token * tokens),
         working=max(
-            _head_bytes(geometry, width, tokens, execution.device),
+            _head_bytes(geometry, tokens, execution.device),
             _backward_bytes_per_token(spec, geometry, width) * tokens,
         ),
-        overhead=_OVERHEAD_BYTES[execution.device],
+        overhead=_OVERHEAD_BYTES[execution.device] + (_NF4_OVERHEAD_BYTES[execution.device] if is_nf4 else 0),
     )
 
 
@@ -183,12 +188,26 @@ def _layer_bytes_per_token(spec: TrainSpec, geometry: Geometry, width: int) -> i
     return kept + ranks + 4 * geometry.heads + 8
 
 
+def _dora_bytes_per_token(spec: TrainSpec, geometry: Geometry, width: int) -> int:
+    """What DoRA keeps of one token in one layer beside LoRA: the outputs of each base layer and of its adapter."""
+    if not spec.lora.dora:
+        return 0
+    return (width + 4) * sum(outputs for _inputs, outputs in geometry.linear_sizes.values())
+
+
+def _unpacked_bytes(spec: TrainSpec, geometry: Geometry, width: int) -> int:
+    """What is made anew of the largest layer's weight; DoRA's norm takes the adapter's product and a unit matrix."""
+    sizes = geometry.linear_sizes.values()
+    if spec.lora.dora:
+        return max(3 * 4 * inputs * outputs + 4 * inputs * inputs for inputs, outputs in sizes)
+    return width * max(inputs * outputs for inputs, outputs in sizes) if spec.quantization else 0
+
+
 def _backward_bytes_per_token(spec: TrainSpec, geometry: Geometry, width: int) -> int:
     """Gradients that are alive together in the backward pass of one MLP."""
     return (4 if spec.lora.dora else width) * geometry.mlp * 3 + width * geometry.hidden * 2
 
 
-def _head_bytes(geometry: Geometry, width: int, tokens: int, device: str) -> int:
+def _head_bytes(geometry: Geometry, tokens: int, device: str) -> int:
     rows = min(tokens, _MAX_CHUNK_ROWS)
-    chunk = min(_HEAD_CHUNK_BYTES[device], 2 * 4 * rows * geometry.vocab)
-    return int(chunk * (1 if width == 4 else 1.5))
+    return _HEAD_CHUNKS * min(_CHUNK_BYTES[device], 4 * rows * geometry.vocab)

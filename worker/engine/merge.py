@@ -16,11 +16,13 @@ _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 
 def merge(base_directory: Path, adapter_directory: Path, out_directory: Path) -> None:
-    """Write base + adapter as a model directory, whole or not at all.
+    """Write base + adapter as a model directory, whole or not at all; one that is there must be empty.
 
     The sums are made in float32 and rounded once, to the base's dtype, or to bfloat16 if that is not of 16
-    bits. TrainError if a weight becomes infinite or not a number.
+    bits. TrainError if a weight becomes infinite or not a number, OSError where it cannot be written.
     """
+    if out_directory.exists():
+        out_directory.rmdir()
     config = AutoConfig.from_pretrained(base_directory, local_files_only=True, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
         base_directory,
@@ -32,7 +34,6 @@ def merge(base_directory: Path, adapter_directory: Path, out_directory: Path) ->
     merged = _merged(model, adapter_directory)
     partial = out_directory.with_name(f".{out_directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(out_directory, ignore_errors=True)
     merged.save_pretrained(partial)
     copy_tokenizer(base_directory, partial)
     _publish(partial, out_directory)

@@ -1,10 +1,13 @@
-"""LoRA beside a narrow base, computed as narrow: y = x W^T + b + s (x A^T) B^T as one step of autograd.
+"""LoRA in its input's dtype: y = x W^T + b + s (x A^T) B^T as one step of autograd.
+
+PEFT computes it as five operations, each of which writes a tensor as large as the output, forward and backward.
+Here the low-rank product is added into the base's output in place, and so are the parts of the input's gradient.
 
 Beside a bfloat16 base PEFT keeps adapters in float32, which their small updates need, and computes with them
 in float32: a wide copy of each layer's input is kept for the backward pass, and several passes over wide
 outputs cost more time on a GPU than the matrix products save. Here the float32 weights are rounded for the product,
-as autocast would, the product is added into the base's output in place, and the input is kept once, as it is.
-Gradients arrive in the float32 weights. Variants (DoRA), and float32 bases, are computed by PEFT.
+as autocast would, and the input is kept once, as it is. Gradients arrive in the float32 weights.
+Variants (DoRA) are computed by PEFT.
 
 Shapes: T tokens, I inputs, O outputs, R rank; leading dimensions are flattened.
 """
@@ -16,8 +19,6 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from peft import PeftModel
 from peft.tuners.lora import Linear
 
-_NARROW = (torch.bfloat16, torch.float16)
-
 
 def use(adapter: PeftModel) -> None:
     """Have the adapter's layers compute so; they stay PEFT's layers in every other respect."""
@@ -27,10 +28,10 @@ def use(adapter: PeftModel) -> None:
 
 
 class NarrowLinear(Linear):
-    """PEFT's LoRA layer with another forward for narrow inputs. Made by `use`, never constructed."""
+    """PEFT's LoRA layer with another forward. Made by `use`, never constructed."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if x.dtype not in _NARROW or self.disable_adapters or self.merged or args or kwargs:
+        if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
         dropout = self.lora_dropout[name]

@@ -6,7 +6,7 @@ The trainer reads a directory and knows nothing of where it came from. Validatio
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db.models import BaseModel
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import base_models
+from app.services import base_models, waiting
 from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import base_fetch
 from worker.base_cache import BaseCache, Entry, Lock, NoRoom
@@ -81,8 +81,18 @@ class Bases:
                 return
             async with self.use(base, weights=weights):
                 _log.info("the base model %s can be used again", base_id)
-        except (BaseUnavailable, Unavailable, SQLAlchemyError, OSError) as error:
-            _log.warning("the base model %s still cannot be used: %s", base_id, error.__cause__ or error)
+        except BaseUnavailable as error:
+            _log.warning("the base model %s still cannot be used: %s", base_id, error.__cause__)
+            await self._tell(base_id)
+        except (Unavailable, SQLAlchemyError, OSError):
+            _log.warning("the base model %s could not be looked for again", base_id, exc_info=True)
+
+    async def _tell(self, base_id: str) -> None:
+        """Jobs that came since then wait without having been claimed, and nobody has told them why."""
+        with suppress(Unavailable, SQLAlchemyError, OSError):
+            async with self._resources.write() as session:
+                seconds = self._resources.settings.lease_seconds
+                await waiting.tell(session, base_id=base_id, silent_seconds=seconds)
 
     async def _get(self, base: BaseModel, weights: bool) -> tuple[Path, Lock | None]:
         missing = self._missing[weights]

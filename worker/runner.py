@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db.models import Job, JobStatus
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import base_models, job_states, leases
+from app.services import base_models, job_states, leases, waiting
 from app.services.leases import LeaseLost
 from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import checkpoints, guarded, publish
@@ -298,7 +298,10 @@ class Runner:
             message = _PREEMPTED if self._preempted.is_set() and not self._draining.is_set() else _INTERRUPTED
             leases.hand_back(session, job, message=message, now=now)
         elif isinstance(outcome, BaseUnavailable):
-            leases.leave_to_others(session, job, reason=str(outcome), now=now)
+            worker_id, _, _ = self._lease.owner.partition("/")
+            nobody = await waiting.reason(session, job, silent_seconds=self._settings.lease_seconds, besides=worker_id)
+            message = nobody or f"{outcome}; the job waits for another"
+            leases.leave_to_others(session, job, message=message, now=now)
         elif isinstance(outcome, Crash):
             leases.crashed(session, job, reason=outcome.reason, max_crashes=self._settings.max_crashes, now=now)
         else:

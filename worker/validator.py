@@ -19,8 +19,9 @@ from app.db.queries import of_project
 from app.errors import Unavailable
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
-from app.services import base_models, events, job_states, leases, workers
+from app.services import base_models, events, job_states, leases, waiting
 from app.services.leases import Lease, LeaseLost
+from app.settings import Settings
 from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import guarded, workspace
@@ -207,8 +208,7 @@ async def _accept(
         for warning in _warnings(part, counts, spec):
             events.add(session, job, warning, now=now, level="warn")
     job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
-    if not await workers.can_train(session, job.pool, silent_seconds=ttl):
-        message = f"No worker of the pool '{job.pool}' is running; the job waits for one"
+    if message := await waiting.reason(session, job, silent_seconds=ttl):
         events.add(session, job, message, now=now, level="warn")
     job.crashes = 0
     leases.release(session, job)
@@ -242,16 +242,23 @@ def _warnings(part: str, counts: dict[str, Any], spec: TrainSpec) -> list[str]:
 
 async def _settle(resources: Resources, lease: Lease, error: TrainError | BaseUnavailable | None) -> None:
     with suppress(LeaseLost):
-        await guarded.write(resources, lease, partial(_record_end, error, resources.settings.max_crashes))
+        await guarded.write(resources, lease, partial(_record_end, error, lease, resources.settings))
 
 
 async def _record_end(
-    error: TrainError | BaseUnavailable | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
+    error: TrainError | BaseUnavailable | None,
+    lease: Lease,
+    settings: Settings,
+    session: AsyncSession,
+    job: Job,
+    now: datetime,
 ) -> None:
     if error is None:
         leases.release(session, job)
     elif isinstance(error, BaseUnavailable):
-        leases.leave_to_others(session, job, reason=str(error), now=now)
+        worker_id, _, _ = lease.owner.partition("/")
+        nobody = await waiting.reason(session, job, silent_seconds=settings.lease_seconds, besides=worker_id)
+        leases.leave_to_others(session, job, message=nobody or f"{error}; the job waits for another", now=now)
     elif error.blame == Blame.TRANSIENT:
         job.not_before_at = now + _TRANSIENT_RETRY
         leases.release(session, job)
@@ -260,7 +267,7 @@ async def _record_end(
         job_states.move(session, job, JobStatus.FAILED, message=error.message, now=now, level="error")
         leases.release(session, job)
     else:
-        leases.crashed(session, job, reason=error.message, max_crashes=max_crashes, now=now)
+        leases.crashed(session, job, reason=error.message, max_crashes=settings.max_crashes, now=now)
 
 
 async def _check_target_modules(resources: Resources, names: Sequence[str], base: BaseModel, bases: Bases) -> None:

@@ -100,7 +100,7 @@ async def _ask_hub(repository: str, commit: str, names: Sequence[str], scratch: 
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if not name.startswith(_KEPT_FROM_CHILDREN)},
+        env=_environment(),
         start_new_session=True,
     )
     try:
@@ -114,6 +114,12 @@ async def _ask_hub(repository: str, commit: str, names: Sequence[str], scratch: 
         lines = complaints.decode(errors="replace").strip().splitlines()
         raise BadBaseModel(lines[-1] if lines else f"fetching {repository} ended with status {child.returncode}")
     return Path(said.decode().strip().splitlines()[-1])
+
+
+def _environment() -> dict[str, str]:
+    """HF_TOKEN, proxies and certificates are the child's business, our own secrets are not."""
+    passed_on = {name: value for name, value in os.environ.items() if not name.startswith(_KEPT_FROM_CHILDREN)}
+    return {"HF_HUB_DISABLE_TELEMETRY": "1"} | passed_on
 
 
 async def _require(path: Path, file: BaseFile) -> None:

@@ -1,7 +1,6 @@
 """A base model that is added on one machine is trained on by another, which never saw where it came from."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -39,8 +38,8 @@ def test_a_base_from_a_directory_that_is_gone_trains_on_another_machine(
     shutil.rmtree(source)
     with installation.serving("--api-only") as api, installation.elsewhere().working() as far:
         client = api.client()
-        names = {"extra_body": {"hone": {"adapter": {"target_modules": ["q_proj", "v_proj"]}}}}
-        job = wait_for_end(client, create_job(client, epochs=1, model=FAR, **names).id)
+        checked_without_weights = {"hone": {"adapter": {"target_modules": ["q_proj", "v_proj"]}}}
+        job = wait_for_end(client, create_job(client, epochs=1, model=FAR, extra_body=checked_without_weights).id)
         assert job.status == "succeeded", job.error
         assert len(metrics(client, job)) == 13
         held = [path.name for path in (far.installation.data / "bases").glob("*/files/*")]
@@ -48,12 +47,16 @@ def test_a_base_from_a_directory_that_is_gone_trains_on_another_machine(
         assert held.count("model.safetensors") == 1
 
 
-def test_a_damaged_base_is_refused_and_other_jobs_go_on(install: Install, pristine: Path) -> None:
+def test_a_damaged_base_is_refused_and_other_jobs_go_on(install: Install, pristine: Path, tmp_path: Path) -> None:
     installation = install(lease_seconds="3")
-    add(installation, FAR, str(pristine))
-    with installation.serving("--api-only") as api, damaged(installation, FAR, "tokenizer.json"):
+    source = tmp_path / "source"
+    shutil.copytree(pristine, source)
+    with (source / "generation_config.json").open("a") as file:
+        file.write("\n")  # or the other base would share the object that is damaged
+    add(installation, FAR, str(source))
+    with installation.serving("--api-only") as api, damaged(installation, FAR, "generation_config.json"):
+        client = api.client()
         with installation.elsewhere().working():
-            client = api.client()
             waiting = create_job(client, epochs=1, model=FAR)
             other = create_job(client, epochs=1)
             assert wait_for_end(client, other.id).status == "succeeded"
@@ -61,12 +64,13 @@ def test_a_damaged_base_is_refused_and_other_jobs_go_on(install: Install, pristi
             wait_for(lambda: messages(client, waiting.id)[-1] == nobody, seconds=20)
             assert client.fine_tuning.jobs.retrieve(waiting.id).status == "validating_files"
             table = installation.hone("workers", "list").stdout
-            assert f"cannot get {FAR}: tokenizer.json is damaged in storage" in table
+            assert f"cannot get {FAR}: generation_config.json is damaged in storage" in table
 
 
 def environment_of(pid: int) -> dict[str, str]:
     raw = Path(f"/proc/{pid}/environ").read_bytes().decode()
-    return dict(item.partition("=")[::2] for item in raw.split("\0") if item)
+    pairs = (item.partition("=") for item in raw.split("\0") if item)
+    return {name: value for name, _, value in pairs}
 
 
 def descendants(pid: int) -> list[tuple[int, str]]:
@@ -158,5 +162,5 @@ def test_without_a_network_the_hugging_face_cache_serves(install: Install, prist
         assert wait_for_end(client, create_job(client, epochs=1, model=FAR).id).status == "succeeded"
         (held,) = (installation.data / "bases").glob("*/files/model.safetensors")
         cached = tmp_path / "hf/hub/models--acme--gated/snapshots" / hub.COMMIT / "model.safetensors"
-        assert os.path.samefile(held, cached)
+        assert held.samefile(cached)
     assert BASE in installation.hone("models", "list").stdout

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 REPOSITORY, COMMIT, TOKEN = "acme/gated", "c0ffee" + "0" * 34, "hf_a-token-that-only-the-control-side-sees"
@@ -72,8 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
 
-    def _entry(self, name: str, content: bytes) -> dict:
-        entry = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
+    def _entry(self, name: str, content: bytes) -> dict[str, Any]:
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
         if name.endswith(".safetensors"):
             sha256 = hashlib.sha256(content).hexdigest()
             entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}

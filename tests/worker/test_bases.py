@@ -3,7 +3,10 @@
 import asyncio
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from app import base_import
+from app import base_import, doctor
 from app.db.models import BaseModel, BaseModelFile
 from app.db.queries import server_rows
 from app.errors import InvalidRequest
@@ -20,10 +23,12 @@ from app.services import base_models
 from app.storage.base import Storage
 from app.storage.local import LocalStorage
 from tests import factories
+from tests.backends import Site
 from tests.tiny import build_tiny_base
 from worker import tidying
 from worker.base_cache import BaseCache
 from worker.bases import Bases, BaseUnavailable
+from worker.data import base_model_source
 
 ID = "acme/mine"
 NOW = timedelta(seconds=-1)
@@ -404,6 +409,21 @@ async def test_objects_of_registered_bases_are_kept_and_those_of_others_swept(
     assert {row.storage_key for row in (await files(resources, "other")).values()} <= await factories.objects(resources)
 
 
+async def test_a_base_of_before_travels_once_it_is_added_again(
+    resources: Resources, source: Path, tmp_path: Path
+) -> None:
+    facts = base_model_source.inspect(source, base_model_source.directory_revision(source))
+    async with resources.write() as session:
+        await base_models.add(session, model_id=ID, source=str(source), facts=facts)
+    assert await files(resources) == {}
+    base = await register(resources, source)
+    shutil.rmtree(source)
+    async with worker_on(resources, tmp_path / "b").use(base) as directory:
+        assert (directory / "model.safetensors").is_file()
+    async with resources.read() as session:
+        assert await base_models.linear_layers(session, ID)
+
+
 async def test_layers_are_recorded_for_checks_without_weights(resources: Resources, source: Path) -> None:
     await register(resources, source)
     async with resources.read() as session:
@@ -412,3 +432,79 @@ async def test_layers_are_recorded_for_checks_without_weights(resources: Resourc
     hidden = json.loads((source / "config.json").read_text())["hidden_size"]
     assert layers is not None
     assert layers["model.layers.0.self_attn.q_proj"] == (hidden, hidden)
+
+
+# A worker that has just begun to fetch a base, slowly.
+FETCH = """
+import asyncio
+from dataclasses import replace
+from app.resources import open_resources
+from app.services import base_models
+from app.settings import Settings
+from tests.worker.test_bases import ID, Trickling
+from worker.bases import Bases
+
+async def main():
+    async with open_resources(Settings()) as resources:
+        async with resources.read() as session:
+            base = await base_models.get_one(session, ID)
+        async with Bases(replace(resources, storage=Trickling(resources.storage))).use(base):
+            print("it is here")
+
+asyncio.run(main())
+"""
+
+
+class Trickling:
+    """Half a second for each chunk of an object."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def local_path(self, key: str) -> None:
+        return None
+
+    async def read(self, key: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        async for chunk in self._storage.read(key, start=start, end=end):
+            yield chunk
+            await asyncio.sleep(0.5)
+
+
+async def test_a_worker_that_is_killed_while_it_fetches_leaves_what_the_next_goes_on_with(
+    resources: Resources, site: Site, source: Path, tmp_path: Path
+) -> None:
+    (source / "more.json").write_bytes(b'"' + b"x" * (12 << 20) + b'"')
+    base = await register(resources, source)
+    data = tmp_path / "b"
+    data.mkdir()
+    place = {
+        "HONE_DATABASE_URL": site.settings().resolved_database_url,
+        "HONE_DATA_DIRECTORY": str(data),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),  # noqa: ASYNC240
+    }
+    if isinstance(resources.storage, LocalStorage):
+        (data / "objects").symlink_to(resources.settings.data / "objects")
+    child = subprocess.Popen([sys.executable, "-c", FETCH], env=os.environ | site.environment | place)  # noqa: ASYNC220
+    try:
+        async with asyncio.timeout(60):
+            while not (begun := [part for part in data.glob("bases/*/partial/.more.json.part") if part.stat().st_size]):
+                assert child.poll() is None
+                await asyncio.sleep(0.02)
+    finally:
+        child.kill()
+        child.wait()
+    left = begun[0].stat().st_size
+    assert 0 < left < 12 << 20
+    bases = worker_on(resources, data)
+    async with bases.use(base) as directory:
+        assert (directory / "more.json").read_bytes() == (source / "more.json").read_bytes()
+        assert {path.name for path in directory.iterdir()} == set(await files(resources))
+
+
+async def test_doctor_sees_what_lacks(resources: Resources, source: Path) -> None:
+    await register(resources, source)
+    found = {finding.subject: finding for finding in await doctor.examine(resources.settings)}
+    assert found[f"Base model {ID}"].advice is None
+    await damage(resources, "model.safetensors", b"short")
+    found = {finding.subject: finding for finding in await doctor.examine(resources.settings)}
+    assert "model.safetensors is damaged in storage: it has 5 bytes" in str(found[f"Base model {ID}"].advice)

@@ -68,7 +68,6 @@ async def _upload(
 async def _require_all(session: AsyncSession, model_id: str, content: list[BaseFile], *, stored: bool) -> None:
     """Somebody else may have uploaded another directory under the same id meanwhile."""
     found = await base_models.files(session, model_id)
-    if [(row.name, row.sha256) for row in found] != [(file.name, file.sha256) for file in content] or (
-        stored and not all(row.is_stored for row in found)
-    ):
+    is_same = {(row.name, row.sha256) for row in found} == {(file.name, file.sha256) for file in content}
+    if not is_same or (stored and not all(row.is_stored for row in found)):
         raise InvalidRequest(f"Another base model is being registered as {model_id} at the same time.", param="id")

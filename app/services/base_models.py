@@ -34,9 +34,8 @@ async def search(session: AsyncSession) -> Sequence[BaseModel]:
 
 
 async def files(session: AsyncSession, model_id: str) -> Sequence[BaseModelFile]:
-    """By name. None for a base model that was registered by a Hone that did not record them."""
-    query = server_rows(BaseModelFile).where(BaseModelFile.base_model_id == model_id)
-    return list(await session.scalars(query.order_by(BaseModelFile.name)))
+    """In no order. None for a base model that was registered by a Hone that did not record them."""
+    return list(await session.scalars(server_rows(BaseModelFile).where(BaseModelFile.base_model_id == model_id)))
 
 
 async def linear_layers(session: AsyncSession, model_id: str) -> Mapping[str, tuple[int, int]] | None:
@@ -70,10 +69,7 @@ async def announce(
         row.touched_at = now
         if stored and row.storage_key is None:
             same = await session.scalar(
-                server_rows(BaseModelFile)
-                .where(BaseModelFile.sha256 == file.sha256, BaseModelFile.is_stored)
-                .order_by(BaseModelFile.storage_key)
-                .limit(1)
+                server_rows(BaseModelFile).where(BaseModelFile.sha256 == file.sha256, BaseModelFile.is_stored).limit(1)
             )
             row.is_stored = same is not None
             row.storage_key = same.storage_key if same is not None else keys.base_model_file()

@@ -10,7 +10,7 @@ from app.db.models import BaseModelFile
 from app.errors import InvalidRequest
 from app.resources import Resources
 from app.services import base_models
-from app.storage.base import ObjectCorrupt
+from app.storage.base import ObjectCorrupt, ObjectMissing
 from worker.data import base_layers, base_manifest, base_model_source, hub
 from worker.data.base_manifest import BadBaseModel, BaseFile
 from worker.data.base_model_source import BaseModelFacts
@@ -50,9 +50,9 @@ async def _upload(
     resources: Resources, directory: Path, rows: Sequence[BaseModelFile], tell: Callable[[str], None]
 ) -> None:
     for row in rows:
-        if row.is_stored:
-            continue
         assert row.storage_key is not None
+        if row.is_stored and await _is_there(resources, row.storage_key, row.bytes):
+            continue
         if row.bytes > _WORTH_TELLING_BYTES:
             tell(f"Storing {row.name}: {row.bytes / 1e9:.1f} GB")
         try:
@@ -63,6 +63,14 @@ async def _upload(
             raise BadBaseModel(f"{directory / row.name} changed while it was read; try again")
         async with resources.write() as session:
             await base_models.stored(session, row)
+
+
+async def _is_there(resources: Resources, key: str, num_bytes: int) -> bool:
+    """An object that got lost is put again: adding a base model once more repairs it."""
+    try:
+        return (await resources.storage.stat(key)).bytes == num_bytes
+    except ObjectMissing:
+        return False
 
 
 async def _require_all(session: AsyncSession, model_id: str, content: list[BaseFile], *, stored: bool) -> None:

@@ -20,7 +20,7 @@ from app.db.queries import server_rows
 from app.errors import InvalidRequest
 from app.resources import Resources
 from app.services import base_models
-from app.storage.base import Storage
+from app.storage.base import ObjectInfo, Storage
 from app.storage.local import LocalStorage
 from tests import factories
 from tests.backends import Site
@@ -147,6 +147,14 @@ async def test_a_missing_object_is_told(resources: Resources, source: Path, tmp_
         async with bases.use(base, weights=False):
             pass
     assert bases.unavailable == {ID: "config.json is missing in storage"}
+
+
+async def test_adding_a_base_again_repairs_it(resources: Resources, source: Path, tmp_path: Path) -> None:
+    await register(resources, source)
+    await resources.storage.delete(str((await files(resources))["config.json"].storage_key))
+    base = await register(resources, source)
+    async with worker_on(resources, tmp_path / "b").use(base) as directory:
+        assert (directory / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
 async def test_what_is_edited_in_the_cache_is_fetched_anew(resources: Resources, source: Path, tmp_path: Path) -> None:
@@ -342,6 +350,9 @@ async def test_an_interrupted_upload_goes_on_where_it_was(resources: Resources, 
     class Dying:
         def __init__(self, left: int) -> None:
             self.left = left
+
+        async def stat(self, key: str) -> ObjectInfo:
+            return await resources.storage.stat(key)
 
         async def put_known(self, key: str, path: Path, *, sha256: str):
             if self.left == 0:

@@ -19,6 +19,9 @@ from tests.servers.postgres import Postgres
 from tests.servers.redis import RedisServer
 from tests.servers.s3 import S3Server
 
+# The deadline of production is for tests of faults: other tests must not fail on a machine that is busy.
+_PATIENT = {"database_timeout_seconds": "30"}
+
 
 @dataclass(frozen=True)
 class Site:
@@ -28,11 +31,11 @@ class Site:
     places: dict[str, str] = field(default_factory=dict)
 
     def settings(self, **more: Any) -> Settings:
-        return Settings(data_directory=self.data, **{**self.places, **more})
+        return Settings(data_directory=self.data, **{**_PATIENT, **self.places, **more})
 
     @property
     def environment(self) -> dict[str, str]:
-        return {f"HONE_{name.upper()}": value for name, value in self.places.items()}
+        return {f"HONE_{name.upper()}": value for name, value in (_PATIENT | self.places).items()}
 
 
 class Backends(Protocol):

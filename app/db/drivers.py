@@ -56,9 +56,12 @@ def sqlite(url: str, *, timeout_seconds: float, foreign_keys: bool = True, **opt
 
 def postgresql(url: str, *, timeout_seconds: float, max_connections: int) -> AsyncEngine:
     """A pool of connections that neither a silent server nor a forgotten client can hold for long."""
-    limit = str(int(timeout_seconds * 1000))
-    # A transaction whose client was cut off keeps its locks only as long as its client could have waited.
-    limits = {"statement_timeout": limit, "idle_in_transaction_session_timeout": limit}
+    milliseconds = int(timeout_seconds * 1000)
+    # A transaction whose client was cut off keeps its locks only a little longer than its client could have waited.
+    limits = {
+        "statement_timeout": str(milliseconds),
+        "idle_in_transaction_session_timeout": str(2 * milliseconds),
+    }
     return create_async_engine(
         "postgresql+asyncpg://",
         async_creator=partial(_connect_postgresql, url, limits),

@@ -27,7 +27,8 @@ from tests.servers.redis import running
 @pytest.fixture
 def served_without_database(tmp_path: Path) -> Iterator[Served]:
     database = tmp_path / "elsewhere" / "hone.db"
-    settings = Settings(data_directory=tmp_path / "data", database_url=f"sqlite+aiosqlite:///{database}")
+    url = f"sqlite+aiosqlite:///{database}"
+    settings = Settings.model_validate({"data_directory": tmp_path / "data", "database_url": url})
     migrations.upgrade(settings.resolved_database_url)
     for server in serve(settings):
         shutil.rmtree(database.parent)  # the server has not connected yet

@@ -1,5 +1,6 @@
 """F3: whoever is told to stop writes a checkpoint, gives its job back uncounted, and ends well."""
 
+import os
 import signal
 
 import pytest
@@ -15,9 +16,14 @@ def terminate(worker: Process, installation: Installation) -> None:
 
 
 def drain(worker: Process, installation: Installation) -> None:
+    """The trainer is held until the worker knows: starting commands takes seconds."""
+    (trainer,) = worker.trainers()
+    os.kill(trainer, signal.SIGSTOP)
     (line,) = [line for line in installation.hone("workers", "list").stdout.splitlines() if f" {worker.pid} " in line]
     asked = installation.hone("workers", "drain", line.split()[0])
     assert asked.returncode == 0, asked.stdout + asked.stderr
+    worker.wait_for_line("was asked to drain")
+    os.kill(trainer, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("stop", [terminate, drain])

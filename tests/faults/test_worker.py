@@ -29,7 +29,8 @@ def server(postgres_server: Postgres, way: Proxy, tmp_path_factory: pytest.TempP
     directory = tmp_path_factory.mktemp("worker")
     postgres_server.create("worker")
     migrations.upgrade(postgres_server.url("worker"))
-    site = Site(directory / "data", {"database_url": postgres_server.url("worker", port=way.port)})
+    places = {"database_url": postgres_server.url("worker", port=way.port), "database_timeout_seconds": "3"}
+    site = Site(directory / "data", places)
     site.data.mkdir()
     installation = Installation.at(site, lease_seconds="30")
     added = installation.hone("models", "add", BASE, "--source", str(build_tiny_base(directory / "base")))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app import adapter_import, adapter_merge
 from app.adapter_merge import CannotMerge
+from app.db import migrations
 from app.errors import InvalidRequest
 from app.resources import Resources
 from app.services import base_models
@@ -109,13 +110,16 @@ async def test_what_cannot_be_merged_is_refused(
         (False, "this machine cannot merge: torch not installed. Install 'hone[worker]'."),
     ],
 )
-def test_the_command_says_why_not(resources: Resources, tmp_path: Path, has_torch: bool, words: str) -> None:
+def test_the_command_says_why_not(tmp_path: Path, has_torch: bool, words: str) -> None:
+    installation = Installation(tmp_path / "data")
+    installation.data.mkdir()
+    migrations.upgrade(f"sqlite+aiosqlite:///{installation.data}/hone.db")
     code = "from app import cli; cli.main()"
     if not has_torch:
         code = f"import sys; sys.modules['torch'] = None; {code}"
     done = subprocess.run(
         [sys.executable, "-c", code, "models", "merge", "ft:any", "--output", str(tmp_path / "new")],
-        env=os.environ | Installation(resources.settings.data).environment,
+        env=os.environ | installation.environment,
         capture_output=True,
         text=True,
         check=False,

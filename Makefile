@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo serve test faults check long format bench gpu gpu-packages openapi clean
+.PHONY: setup demo serve test faults soak check long format bench gpu gpu-packages openapi clean
 
 setup: .venv/.complete
 
@@ -29,6 +29,10 @@ test: setup
 N ?= 20
 faults: setup
 	$(BIN)/python -m pytest --backends=production --faults=$(N) tests/faults
+
+# Everything dies now and then, for ten minutes; CI does it for one.
+soak: setup
+	$(BIN)/python -m benchmarks.soak
 
 # Exactly what CI runs; ends with the tests.
 check: setup

@@ -11,7 +11,8 @@ from app.errors import InvalidRequest
 from app.resources import Resources
 from app.services import adapters, base_models
 from app.storage.base import ObjectCorrupt, ObjectMissing
-from worker.data import adapter_source, archive, base_model_source
+from worker.bases import Bases, BaseUnavailable
+from worker.data import adapter_source, archive, base_layers
 from worker.data.base_model_source import BadBaseModel
 
 
@@ -29,34 +30,41 @@ async def run(resources: Resources, *, name: str, base_id: str | None, output: P
         raise CannotMerge(f"{output} exists and is not an empty directory; nothing was written")
     with TemporaryDirectory(dir=resources.settings.data, prefix="merge-") as scratch:
         adapter = Path(scratch) / "adapter"
-        if await asyncio.to_thread(Path(name).is_dir):
-            base, base_directory = await _directorys_base(resources, base_id)
-            await asyncio.to_thread(
-                adapter_source.import_directory, Path(name), adapter, base_directory=base_directory, base_id=base.id
-            )
+        is_directory = await asyncio.to_thread(Path(name).is_dir)
+        if is_directory:
+            base = await _directorys_base(resources, base_id)
         else:
-            base, base_directory = await _fetch_adapter(resources, name, base_id, adapter)
-        await _merge_in_child(base_directory, adapter, output)
+            base = await _fetch_adapter(resources, name, base_id, adapter)
+        try:
+            async with Bases(resources).use(base) as base_directory:
+                if is_directory:
+                    await asyncio.to_thread(_import, Path(name), adapter, base.id, base_directory)
+                await _merge_in_child(base_directory, adapter, output)
+        except BaseUnavailable as error:
+            raise BadBaseModel(f"the base model {base.id} cannot be used here: {error.__cause__}") from error
     return base.id
+
+
+def _import(source: Path, adapter: Path, base_id: str, base_directory: Path) -> None:
+    layers = base_layers.linear_layers(base_directory)
+    adapter_source.import_directory(source, adapter, layers_of_base=layers, base_id=base_id)
 
 
 def _is_free(output: Path) -> bool:
     return not output.exists() or (output.is_dir() and not any(output.iterdir()))
 
 
-async def _directorys_base(resources: Resources, base_id: str | None) -> tuple[BaseModel, Path]:
+async def _directorys_base(resources: Resources, base_id: str | None) -> BaseModel:
     if base_id is None:
         raise InvalidRequest("An adapter's directory needs --base: the registered base model that it was trained on.")
     async with resources.read() as session:
         base = await base_models.find(session, base_id)
     if base is None:
         raise InvalidRequest(f"{base_id[:200]} is not a registered base model; `hone models list` shows them.")
-    return base, await _verified(base)
+    return base
 
 
-async def _fetch_adapter(
-    resources: Resources, name: str, base_id: str | None, directory: Path
-) -> tuple[BaseModel, Path]:
+async def _fetch_adapter(resources: Resources, name: str, base_id: str | None, directory: Path) -> BaseModel:
     async with resources.read() as session:
         found = await adapters.find_in_any_project(session, name=name)
         if found is None:
@@ -70,14 +78,7 @@ async def _fetch_adapter(
     except (ObjectMissing, ObjectCorrupt) as error:
         raise CannotMerge(f"the adapter of {name} is damaged in storage") from error
     await asyncio.to_thread(archive.unpack, packed, directory)
-    return base, await _verified(base)
-
-
-async def _verified(base: BaseModel) -> Path:
-    directory, revision = await asyncio.to_thread(base_model_source.fetch, base.source, base.revision)
-    if revision != base.revision:
-        raise BadBaseModel(f"{base.source} has changed since it was registered; register it again under another id")
-    return directory
+    return base
 
 
 async def _merge_in_child(base_directory: Path, adapter: Path, output: Path) -> None:

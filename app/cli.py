@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
-from app import adapter_import, adapter_merge, server
+from app import adapter_import, adapter_merge, base_import, server
 from app import doctor as health
 from app.api import admin
 from app.db import migrations
@@ -119,16 +119,15 @@ def add_model(
     """Register a base model, pinned to what it is now."""
     settings = _settings(data)
     migrations.prepare(settings.resolved_database_url)
-    source = base_model_source.normalize_source(source)
-    directory, revision = base_model_source.fetch(source)
-    facts = base_model_source.inspect(directory, revision)
 
-    async def register() -> None:
-        async with open_resources(settings) as resources, resources.write() as session:
-            await base_models.add(session, model_id=model_id, source=source, facts=facts)
+    async def register() -> base_model_source.BaseModelFacts:
+        async with open_resources(settings) as resources:
+            return await base_import.run(resources, model_id=model_id, source=source, tell=console.print)
 
-    asyncio.run(register())
-    console.print(f"{model_id} is registered: {facts.num_parameters / 1e6:.1f} million parameters, {revision[:12]}.")
+    facts = asyncio.run(register())
+    console.print(
+        f"{model_id} is registered: {facts.num_parameters / 1e6:.1f} million parameters, {facts.revision[:12]}."
+    )
 
 
 @models.command("import-adapter")

@@ -5,17 +5,17 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.db import migrations
-from app.db.models import BaseModel
-from app.resources import open_queue, open_resources, open_storage
+from app.db.models import BaseModel, BaseModelFile
+from app.resources import Resources, open_queue, open_resources, open_storage
 from app.services import base_models
 from app.settings import Settings
 from app.storage import trial
-from app.storage.base import ObjectCorrupt, ObjectMissing
+from app.storage.base import ObjectCorrupt, ObjectMissing, Storage, StorageUnavailable
 from worker.data import base_model_source
 
 _LOW_DISK_BYTES = 5 * 1024**3
@@ -42,8 +42,8 @@ async def examine(settings: Settings) -> list[Finding]:
     findings.append(schema)
     findings.append(await _queue(settings))
     if schema.advice is None:
-        async with open_resources(settings) as resources, resources.read() as session:
-            findings.extend(_bases(await base_models.search(session)))
+        async with open_resources(settings) as resources:
+            findings.extend([finding async for finding in _bases(resources)])
     return findings
 
 
@@ -111,20 +111,39 @@ async def _queue(settings: Settings) -> Finding:
     return Finding("Queue", f"Redis: {problem}", advice) if problem else Finding("Queue", "Redis answers")
 
 
-def _bases(registered) -> Iterator[Finding]:
+async def _bases(resources: Resources) -> AsyncIterator[Finding]:
+    async with resources.read() as session:
+        registered = [(base, await base_models.files(session, base.id)) for base in await base_models.search(session)]
     if not registered:
         yield Finding("Base models", "none", "Register one: hone models add ID --source DIRECTORY_OR_HUB_REPOSITORY")
-    check: Callable[[BaseModel], str | None] = _base_problem
-    for base in registered:
+    for base, files in registered:
         size = f"{base.num_parameters / 1e6:.1f} million parameters, context {base.context_tokens}"
-        yield Finding(f"Base model {base.id}", size, check(base))
+        problem = await _lacking(resources.storage, files) if files else await asyncio.to_thread(_base_problem, base)
+        yield Finding(f"Base model {base.id}", size, problem)
+
+
+async def _lacking(storage: Storage, files: Sequence[BaseModelFile]) -> str | None:
+    """Whether all of a base's files that are objects are in storage. Their hashes are checked by who fetches them."""
+    for file in files:
+        if file.storage_key is None:
+            continue  # on the hub; fetched when a job needs it
+        try:
+            found = await storage.stat(file.storage_key)
+        except ObjectMissing:
+            return f"{file.name} is missing in storage; no worker can get it."
+        except StorageUnavailable as error:
+            return f"Storage does not say whether it has it: {error}"
+        if found.bytes != file.bytes:
+            return f"{file.name} is damaged in storage: it has {found.bytes} bytes instead of {file.bytes}."
+    return None
 
 
 def _base_problem(base: BaseModel) -> str | None:
+    """Of a base that was registered before its files went into storage."""
     if not base.source.startswith("/"):
         return None  # on the hub; fetched when a job needs it
     if not Path(base.source).is_dir():
-        return f"Its directory is gone: {base.source}"
+        return f"It is neither in storage nor here: {base.source}. Add it again on the machine that has it."
     try:
         base_model_source.inspect(Path(base.source), base.revision)
     except base_model_source.BadBaseModel as error:

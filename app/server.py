@@ -11,13 +11,12 @@ from contextlib import contextmanager
 import uvicorn
 from rich.console import Console
 
-from app import main
+from app import base_import, main
 from app.resources import Resources, open_resources
 from app.services import base_models, keys
 from app.settings import Settings
 from app.storage import trial
 from app.storage.base import StorageRefused, StorageUnavailable
-from worker.data import base_model_source
 
 TINY_MODEL = "hone-tiny"
 _GRACE_SECONDS = 5
@@ -87,9 +86,7 @@ async def ensure_tiny_model(resources: Resources, console: Console) -> None:
                 build.kill()
         if status != 0:
             raise CannotStart("The tiny base model could not be built; HONE_TINY_MODEL=false starts without it.")
-    facts = base_model_source.inspect(directory, base_model_source.directory_revision(directory))
-    async with resources.write() as session:
-        await base_models.add(session, model_id=TINY_MODEL, source=str(directory), facts=facts)
+    await base_import.run(resources, model_id=TINY_MODEL, source=str(directory))
 
 
 def require_training_libraries(trouble: str, *, otherwise: str = "") -> None:

@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     orphan_seconds: float = Field(
         default=86400.0, ge=21600, description="What lies in storage for longer and belongs to nothing is removed."
     )
+    base_cache_bytes: int = Field(
+        default=200 * 1024**3,
+        ge=1,
+        description="Most disk that base models may take on one machine; those used longest ago go first. What only "
+        "links to local storage or to the Hugging Face cache does not count.",
+    )
     max_file_bytes: int = Field(default=512 * 1024**2, ge=1, description="Largest file that can be uploaded.")
     max_line_bytes: int = Field(default=8 * 1024**2, ge=1024, description="Longest line of a training file.")
     max_rows: int = Field(default=1_000_000, ge=10, description="Most rows of a training file.")

@@ -116,7 +116,11 @@ def embedded(directory: Path) -> Iterator[Backends]:
 
 @contextmanager
 def production(directory: Path) -> Iterator[Backends]:
-    with postgres.running() as server, redis.running(directory) as wakes, s3.moto() as objects:
+    with (
+        postgres.running() as server,
+        redis.running(directory, password="a-secret-of-redis") as wakes,
+        s3.moto() as objects,
+    ):
         yield Production(server, wakes, objects)
 
 

@@ -33,7 +33,7 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
     presence = Presence(settings.data / "workers")
     presence.announce()
     draining = asyncio.Event()
-    keeper, bases = Keeper(resources), Bases()
+    keeper, bases = Keeper(resources), Bases(resources)
     slots = [] if settings.cpu_only else _slots(resources, presence.worker_id, keeper, bases, draining)
     describe = _describe(resources, presence.worker_id, slots, bases, draining)
     try:
@@ -46,7 +46,7 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
                 background.create_task(keeper.run(describe, draining)),
                 background.create_task(sweeps.run(resources, presence)),
                 background.create_task(tidying.run(resources)),
-                background.create_task(bases.retry_unavailable(resources)),
+                background.create_task(bases.retry_unavailable()),
                 background.create_task(preemption.run(resources, slots=slots, keeper=keeper, bases=bases)),
             ]
             async with asyncio.TaskGroup() as working:
@@ -111,7 +111,7 @@ def _describe(
             kinds=[*([workers.TRAIN] if slots else []), workers.CPU],
             state=state(),
             slots=[slot.describe() for slot in slots],
-            unavailable_bases=dict(bases.unavailable),
+            unavailable_bases=bases.unavailable,
         )
 
     return describe

@@ -33,7 +33,7 @@ async def _make_room(resources: Resources, keeper: Keeper, bases: Bases) -> None
     holds = {hold.lease: hold for hold in keeper.preemptible()}
     if not holds:
         return
-    options = {"pool": resources.settings.pool, "excluded_bases": frozenset(bases.unavailable)}
+    options = {"pool": resources.settings.pool, "excluded_bases": bases.excluded()}
     async with resources.write() as session:
         lease = await leases.preempt(session, list(holds), **options)
     if lease is not None:

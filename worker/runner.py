@@ -5,7 +5,8 @@ import logging
 import os
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -18,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db.models import Job, JobStatus
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import base_models, job_states, leases
+from app.services import base_models, job_states, leases, waiting
 from app.services.leases import LeaseLost
 from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import checkpoints, guarded, publish
@@ -129,7 +130,14 @@ class Runner:
     async def _run(self, job: Job) -> None:
         self._directory.mkdir(mode=0o700)
         spec = TrainSpec.model_validate(job.spec)
-        start = await self._stage(job, spec)
+        async with AsyncExitStack() as kept:  # the base model stays on this machine for as long as the run needs it
+            start = await self._unless_told_to_stop(self._stage(job, spec, kept))
+            if start is None:
+                await self._settle(Stopped(run="", step=0))
+            else:
+                await self._train(job, spec, start)
+
+    async def _train(self, job: Job, spec: TrainSpec, start: Start) -> None:
         trainer = await self._slot.trainer_for(spec)
         log = LogTail(
             self._resources, self._lease, trainer.log, self._directory / "log-segment", self._settings.max_log_bytes
@@ -161,12 +169,30 @@ class Runner:
         await relay.drain()
         await self._settle(outcome)
 
-    async def _stage(self, job: Job, spec: TrainSpec) -> Start:
+    async def _unless_told_to_stop(self, work: Coroutine[Any, Any, Start]) -> Start | None:
+        """What comes of the work, which may be a long download; None if the worker is told to stop before."""
+        tasks = [
+            asyncio.ensure_future(work),
+            *(asyncio.ensure_future(told.wait()) for told in (self._revoked, self._draining, self._preempted)),
+        ]
+        working = tasks[0]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            is_done = working.done()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._revoked.is_set():
+            raise LeaseLost(self._lease.job_id)
+        return working.result() if is_done else None
+
+    async def _stage(self, job: Job, spec: TrainSpec, kept: AsyncExitStack) -> Start:
         """Everything the trainer needs, as files of this machine."""
         assert job.dataset is not None
         async with self._resources.read() as session:
             base = await base_models.get_one(session, spec.base.id)
-        base_directory = await self._bases.directory(base)
+        base_directory = await kept.enter_async_context(self._bases.use(base))
         staged: dict[str, str] = {}
         for part in ("training", "validation"):
             if facts := job.dataset.get(part):
@@ -272,7 +298,10 @@ class Runner:
             message = _PREEMPTED if self._preempted.is_set() and not self._draining.is_set() else _INTERRUPTED
             leases.hand_back(session, job, message=message, now=now)
         elif isinstance(outcome, BaseUnavailable):
-            leases.leave_to_others(session, job, reason=str(outcome), now=now)
+            worker_id, _, _ = self._lease.owner.partition("/")
+            nobody = await waiting.reason(session, job, silent_seconds=self._settings.lease_seconds, besides=worker_id)
+            message = nobody or f"{outcome}; the job waits for another"
+            leases.leave_to_others(session, job, message=message, now=now)
         elif isinstance(outcome, Crash):
             leases.crashed(session, job, reason=outcome.reason, max_crashes=self._settings.max_crashes, now=now)
         else:

@@ -163,7 +163,7 @@ class Slot:
                     ttl_seconds=self._resources.settings.lease_seconds,
                     pool=self._resources.settings.pool,
                     loaded=self._loaded,
-                    excluded_bases=self._bases.unavailable,
+                    excluded_bases=self._bases.excluded(),
                     excluded_jobs=self._avoided,
                 )
         except (Unavailable, SQLAlchemyError, OSError):

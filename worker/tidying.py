@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import orphans
+from app.services import base_models, orphans
 from app.storage import keys
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ async def run(resources: Resources) -> None:
 
 async def once(resources: Resources, *, older_than: timedelta) -> None:
     unfinished = await resources.storage.remove_unfinished(older_than=older_than)
+    async with resources.write() as session:
+        await base_models.forget_abandoned(session, older_than=older_than)
     removed = await remove_orphans(resources, older_than=older_than)
     scratch = await asyncio.to_thread(_remove_scratch, resources.settings.data, older_than)
     if unfinished or removed or scratch:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -18,8 +19,9 @@ from app.db.queries import of_project
 from app.errors import Unavailable
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
-from app.services import base_models, events, job_states, leases, workers
+from app.services import base_models, events, job_states, leases, waiting
 from app.services.leases import Lease, LeaseLost
+from app.settings import Settings
 from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import guarded, workspace
@@ -62,7 +64,7 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
                         owner=owner,
                         status=JobStatus.VALIDATING_FILES,
                         ttl_seconds=ttl,
-                        excluded_bases=bases.unavailable,
+                        excluded_bases=bases.excluded(weights=False),
                     )
             except (Unavailable, SQLAlchemyError, OSError):
                 _log.warning("the database does not answer; files are checked when it does", exc_info=True)
@@ -124,24 +126,25 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases, 
         extension = Extension.model_validate(job.extension or {})
         most = min(resources.settings.max_sequence_tokens, base.context_tokens)
         max_sequence_tokens = extension.max_sequence_tokens or most
-        base_directory = await bases.directory(base)
-        await asyncio.to_thread(_check_target_modules, extension, base_directory)
-        request = PrepareRequest(
-            method=_method(job),
-            base_directory=str(base_directory),
-            training_file=str(directory / "training.jsonl"),
-            validation_file=str(directory / "validation.jsonl") if "validation" in sources else None,
-            output_directory=str(directory),
-            max_sequence_tokens=max_sequence_tokens,
-            rendering_date=job.created_at.date(),
-            train_on_last_turn_only=extension.train_on_last_turn_only,
-            data=DataLimits(max_rows=resources.settings.max_rows, max_line_bytes=resources.settings.max_line_bytes),
-            process=ProcessLimits(
-                memory_bytes=resources.settings.validation_memory_bytes,
-                cpu_seconds=max(1, int(resources.settings.validation_timeout_seconds)),
-            ),
-        )
-        report = await preparer.prepare(request, resources.settings.validation_timeout_seconds)
+        if not isinstance(extension.adapter.target_modules, str):
+            await _check_target_modules(resources, extension.adapter.target_modules, base, bases)
+        async with bases.use(base, weights=False) as base_directory:
+            request = PrepareRequest(
+                method=_method(job),
+                base_directory=str(base_directory),
+                training_file=str(directory / "training.jsonl"),
+                validation_file=str(directory / "validation.jsonl") if "validation" in sources else None,
+                output_directory=str(directory),
+                max_sequence_tokens=max_sequence_tokens,
+                rendering_date=job.created_at.date(),
+                train_on_last_turn_only=extension.train_on_last_turn_only,
+                data=DataLimits(max_rows=resources.settings.max_rows, max_line_bytes=resources.settings.max_line_bytes),
+                process=ProcessLimits(
+                    memory_bytes=resources.settings.validation_memory_bytes,
+                    cpu_seconds=max(1, int(resources.settings.validation_timeout_seconds)),
+                ),
+            )
+            report = await preparer.prepare(request, resources.settings.validation_timeout_seconds)
         if report.error is not None:
             raise TrainError(report.error.code, report.error.message, param=report.error.param)
         dataset = {
@@ -205,8 +208,7 @@ async def _accept(
         for warning in _warnings(part, counts, spec):
             events.add(session, job, warning, now=now, level="warn")
     job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
-    if not await workers.can_train(session, job.pool, silent_seconds=ttl):
-        message = f"No worker of the pool '{job.pool}' is running; the job waits for one"
+    if message := await waiting.reason(session, job, silent_seconds=ttl):
         events.add(session, job, message, now=now, level="warn")
     job.crashes = 0
     leases.release(session, job)
@@ -240,16 +242,23 @@ def _warnings(part: str, counts: dict[str, Any], spec: TrainSpec) -> list[str]:
 
 async def _settle(resources: Resources, lease: Lease, error: TrainError | BaseUnavailable | None) -> None:
     with suppress(LeaseLost):
-        await guarded.write(resources, lease, partial(_record_end, error, resources.settings.max_crashes))
+        await guarded.write(resources, lease, partial(_record_end, error, lease, resources.settings))
 
 
 async def _record_end(
-    error: TrainError | BaseUnavailable | None, max_crashes: int, session: AsyncSession, job: Job, now: datetime
+    error: TrainError | BaseUnavailable | None,
+    lease: Lease,
+    settings: Settings,
+    session: AsyncSession,
+    job: Job,
+    now: datetime,
 ) -> None:
     if error is None:
         leases.release(session, job)
     elif isinstance(error, BaseUnavailable):
-        leases.leave_to_others(session, job, reason=str(error), now=now)
+        worker_id, _, _ = lease.owner.partition("/")
+        nobody = await waiting.reason(session, job, silent_seconds=settings.lease_seconds, besides=worker_id)
+        leases.leave_to_others(session, job, message=nobody or f"{error}; the job waits for another", now=now)
     elif error.blame == Blame.TRANSIENT:
         job.not_before_at = now + _TRANSIENT_RETRY
         leases.release(session, job)
@@ -258,14 +267,16 @@ async def _record_end(
         job_states.move(session, job, JobStatus.FAILED, message=error.message, now=now, level="error")
         leases.release(session, job)
     else:
-        leases.crashed(session, job, reason=error.message, max_crashes=max_crashes, now=now)
+        leases.crashed(session, job, reason=error.message, max_crashes=settings.max_crashes, now=now)
 
 
-def _check_target_modules(extension: Extension, base_directory: Path) -> None:
-    names = extension.adapter.target_modules
-    if isinstance(names, str):
-        return
-    known = base_layers.linear_names(base_directory)
+async def _check_target_modules(resources: Resources, names: Sequence[str], base: BaseModel, bases: Bases) -> None:
+    async with resources.read() as session:
+        layers = await base_models.linear_layers(session, base.id)
+    if layers is None:  # registered before they were recorded
+        async with bases.use(base) as directory:
+            layers = await asyncio.to_thread(base_layers.linear_layers, directory)
+    known = {path.rpartition(".")[2] for path in layers}
     if unknown := sorted(set(names) - known):
         message = f"The base model has no linear layers named {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         raise TrainError("invalid_hyperparameters", message, param="hone.adapter.target_modules")

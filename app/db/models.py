@@ -123,7 +123,11 @@ class File(ProjectRow):
 
 
 class BaseModel(Base):
-    """A base model that jobs may name. `source` is a directory or a hub repository, never shown to clients."""
+    """A base model that jobs may name. `source` is a directory or a hub repository, never shown to clients.
+
+    `linear_layers` holds (outputs, inputs) by module path, so that checks need no weights. It may be long, and is
+    only read where it is asked for. None for bases that were registered before it was recorded.
+    """
 
     __tablename__ = "base_models"
     id: Mapped[str] = mapped_column(String(256), primary_key=True)
@@ -131,7 +135,27 @@ class BaseModel(Base):
     revision: Mapped[str] = mapped_column(String(64))
     num_parameters: Mapped[int]
     context_tokens: Mapped[int]
+    linear_layers: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
     created_at: Mapped[datetime]
+
+
+class BaseModelFile(Base):
+    """A file of a base model, by its plain name. Those of one from the hub are no objects, and have no key.
+
+    The rows come before the objects and before the row of the base model: what they name is not swept, and an upload
+    that was interrupted goes on where it was. No foreign key, therefore. `touched_at` tells those that nobody goes
+    on with.
+    """
+
+    __tablename__ = "base_model_files"
+    __table_args__ = (Index(None, "storage_key"), Index(None, "sha256"))
+    base_model_id: Mapped[str] = mapped_column(String(256), primary_key=True)
+    name: Mapped[str] = mapped_column(String(160), primary_key=True)
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    storage_key: Mapped[str | None] = mapped_column(String(256))
+    is_stored: Mapped[bool] = mapped_column(default=False)
+    touched_at: Mapped[datetime]
 
 
 class Job(ProjectRow):
@@ -286,4 +310,4 @@ class Worker(Base):
     drain_requested_at: Mapped[datetime | None]
 
 
-SERVER_TABLES = (Organization, Project, ApiKey, BaseModel, Worker)
+SERVER_TABLES = (Organization, Project, ApiKey, BaseModel, BaseModelFile, Worker)

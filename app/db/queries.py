@@ -41,7 +41,7 @@ def of_job(model: type[RowOfJob], job_id: str) -> Select[RowOfJob]:
     return select(model).where(model.job_id == job_id)
 
 
-def naming(column: ColumnElement[str] | InstrumentedAttribute[str], keys: Collection[str]) -> Select[str]:
+def naming(column: ColumnElement[str] | InstrumentedAttribute[Any], keys: Collection[str]) -> Select[str]:
     """Those of the storage keys that the column names, in whatever project: for sweeps, which show nobody a row."""
     return select(column).where(column.in_(keys))
 

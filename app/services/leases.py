@@ -146,9 +146,8 @@ def hand_back(session: AsyncSession, job: Job, *, message: str, now: datetime, l
     release(session, job)
 
 
-def leave_to_others(session: AsyncSession, job: Job, *, reason: str, now: datetime) -> None:
+def leave_to_others(session: AsyncSession, job: Job, *, message: str, now: datetime) -> None:
     """Give a job back that this worker can do nothing with. Counts nothing; the worker must not claim it again."""
-    message = f"{reason}; the job waits for another"
     if job.status == JobStatus.RUNNING:
         hand_back(session, job, message=message, now=now, level="warn")
     else:
@@ -179,6 +178,13 @@ async def expired(session: AsyncSession) -> list[Job]:
     """Jobs whose holder has been silent for longer than its lease, locked."""
     now = await database_now(session)
     query = select(Job).where(Job.lease_expires_at < now).with_for_update(skip_locked=True)
+    return list(await session.scalars(query))
+
+
+async def unclaimed(session: AsyncSession, base_model_id: str) -> list[Job]:
+    """The jobs on a base model that wait for a worker, locked; those that somebody claims right now are left out."""
+    waits = Job.status.in_((JobStatus.VALIDATING_FILES, JobStatus.QUEUED)) & Job.lease_owner.is_(None)
+    query = select(Job).where(waits, Job.base_model_id == base_model_id).with_for_update(skip_locked=True)
     return list(await session.scalars(query))
 
 

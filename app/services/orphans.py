@@ -4,11 +4,12 @@ import re
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.models import TERMINAL, Checkpoint, File, FineTunedModel, Job, LogSegment
+from app.db.models import TERMINAL, BaseModelFile, Checkpoint, File, FineTunedModel, Job, LogSegment
 from app.db.queries import naming
 from app.services import leases
 
 _NAMED_BY = (
+    BaseModelFile.storage_key,
     File.storage_key,
     Checkpoint.adapter_key,
     Checkpoint.state_key,

@@ -86,11 +86,13 @@ async def drain(session: AsyncSession, *, worker_id: str, silent_seconds: float)
     return seen
 
 
-async def can_train(session: AsyncSession, pool: str, *, silent_seconds: float) -> bool:
-    """Whether a living worker takes the jobs of this pool."""
+async def living(session: AsyncSession, kind: str, *, pool: str | None, silent_seconds: float) -> list[Worker]:
+    """The workers that take jobs: of that kind, and of that pool if one is named."""
     since = await database_now(session) - timedelta(seconds=silent_seconds)
-    query = server_rows(Worker).where(Worker.pool == pool, Worker.heartbeat_at >= since)
-    return any(TRAIN in worker.kinds for worker in await session.scalars(query))
+    query = server_rows(Worker).where(Worker.heartbeat_at >= since)
+    if pool is not None:
+        query = query.where(Worker.pool == pool)
+    return [worker for worker in await session.scalars(query) if kind in worker.kinds]
 
 
 async def remove_long_dead(session: AsyncSession) -> None:

@@ -54,6 +54,18 @@ class Storage(Protocol):
         """
         ...
 
+    async def put_known(self, key: str, source: Path, *, sha256: str) -> StoredObject:
+        """Like `put_file`, for a file whose hash is known and which nobody is expected to change from now on.
+
+        Storage on the same file system links the file instead of copying it, and does not read it either.
+        Raises ObjectCorrupt when it is read and its hash is another.
+        """
+        ...
+
+    def local_path(self, key: str) -> Path | None:
+        """Where this machine has the object as a file, to read and to link, never to write. None if only elsewhere."""
+        ...
+
     async def get_file(self, key: str, path: Path, *, sha256: str) -> None:
         """Copy an object to `path`. Raises ObjectMissing, or ObjectCorrupt when its hash is another."""
         ...

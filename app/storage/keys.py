@@ -25,8 +25,13 @@ def job_object(job_id: str, fence: int, name: str) -> str:
     return f"jobs/{job_id}/{fence}/{name}"
 
 
+def base_model_file() -> str:
+    """A new one each time: what nothing names any longer is swept, and must not be named again."""
+    return f"bases/{secrets.token_hex(16)}"
+
+
 # Everything below these is named by a row, or belongs to nobody: see `app.services.orphans`.
-SWEPT = ("files/", "imports/", "jobs/", "trials/")
+SWEPT = ("bases/", "files/", "imports/", "jobs/", "trials/")
 
 
 def trial() -> str:

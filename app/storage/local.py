@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.storage import verified
-from app.storage.base import CHUNK_BYTES, ObjectInfo, ObjectMissing, StoredObject
+from app.storage.base import CHUNK_BYTES, ObjectCorrupt, ObjectInfo, ObjectMissing, StoredObject
 from app.storage.keys import require_key
 
 _PAGE = 1000
@@ -27,6 +27,12 @@ class LocalStorage:
 
     async def put_file(self, key: str, source: Path | BinaryIO) -> StoredObject:
         return await asyncio.to_thread(self._put_file, key, source)
+
+    async def put_known(self, key: str, source: Path, *, sha256: str) -> StoredObject:
+        return await asyncio.to_thread(self._put_known, key, source, sha256)
+
+    def local_path(self, key: str) -> Path | None:
+        return self._path(key)
 
     async def get_file(self, key: str, path: Path, *, sha256: str) -> None:
         await verified.save(self.read(key), path, key=key, sha256=sha256)
@@ -79,6 +85,26 @@ class LocalStorage:
             size, digest = _write_synced(file, target)
         return StoredObject(key, size, digest)
 
+    def _put_known(self, key: str, source: Path, sha256: str) -> StoredObject:
+        target = self._path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(target)
+        try:
+            # Resolved, because a link to a symbolic link would follow whoever changes that one.
+            os.link(source.resolve(strict=True), temporary)
+        except FileNotFoundError:
+            raise
+        except OSError:  # another file system, or one without links, or a file that is not ours
+            stored = self._put_file(key, source)
+            if stored.sha256 != sha256:
+                target.unlink(missing_ok=True)
+                raise ObjectCorrupt(key) from None
+            return stored
+        temporary.replace(target)
+        temporary.unlink(missing_ok=True)  # POSIX: renaming one link of a file over another does nothing
+        _sync_directory(target.parent)
+        return StoredObject(key, target.stat().st_size, sha256)
+
     def _pages(self, prefix: str) -> Iterator[list[ObjectInfo]]:
         page: list[ObjectInfo] = []
         for path in self._files():
@@ -127,7 +153,7 @@ def _info(key: str, path: Path) -> ObjectInfo:
 
 def _write_synced(source: BinaryIO, target: Path) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    temporary = _temporary(target)
     try:
         with temporary.open("xb") as copy:
             while chunk := source.read(CHUNK_BYTES):
@@ -140,9 +166,17 @@ def _write_synced(source: BinaryIO, target: Path) -> tuple[int, str]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(target.parent, os.O_RDONLY)
+    _sync_directory(target.parent)
+    return size, digest.hexdigest()
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-    return size, digest.hexdigest()

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from io import SEEK_END
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -24,7 +25,15 @@ from urllib3.exceptions import HTTPError, IncompleteRead
 from urllib3.exceptions import TimeoutError as StalledError
 
 from app.storage import verified
-from app.storage.base import CHUNK_BYTES, ObjectInfo, ObjectMissing, StorageRefused, StorageUnavailable, StoredObject
+from app.storage.base import (
+    CHUNK_BYTES,
+    ObjectCorrupt,
+    ObjectInfo,
+    ObjectMissing,
+    StorageRefused,
+    StorageUnavailable,
+    StoredObject,
+)
 from app.storage.keys import require_key
 from app.storage.local import opened
 from app.storage.pace import PacedPart, read_paced
@@ -74,9 +83,18 @@ class S3Storage:
         self._closing = threading.Event()
 
     async def put_file(self, key: str, source: Path | BinaryIO) -> StoredObject:
+        return await self._put(key, source, sha256=None)
+
+    async def put_known(self, key: str, source: Path, *, sha256: str) -> StoredObject:
+        return await self._put(key, source, sha256=sha256)
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+    async def _put(self, key: str, source: Path | BinaryIO, *, sha256: str | None) -> StoredObject:
         require_key(key)
         async with self._puts:
-            put = _Put(self, key, deadline=time.monotonic() + LONGEST_PUT_SECONDS)
+            put = _Put(self, key, sha256=sha256, deadline=time.monotonic() + LONGEST_PUT_SECONDS)
             try:
                 return await self._in_thread(put.run, source)
             except asyncio.CancelledError:
@@ -213,8 +231,9 @@ class S3Storage:
 class _Put:
     """One object on its way; all of it happens on one thread, which also clears up after itself."""
 
-    def __init__(self, storage: S3Storage, key: str, *, deadline: float) -> None:
+    def __init__(self, storage: S3Storage, key: str, *, sha256: str | None, deadline: float) -> None:
         self.stopped = threading.Event()
+        self._known = sha256
         self._storage = storage
         self._key = key
         self._deadline = deadline
@@ -222,7 +241,7 @@ class _Put:
 
     def run(self, source: Path | BinaryIO) -> StoredObject:
         with opened(source) as file:
-            size, sha256 = _measure(file)
+            size, sha256 = _measure(file) if self._known is None else (_size(file), self._known)
             target = {"Key": self._storage.name(self._key)}
             described = {"Metadata": {"sha256": sha256}}
             if size <= PART_BYTES:
@@ -232,6 +251,8 @@ class _Put:
                 self._put_parts(file, size, {**target, "UploadId": upload["UploadId"]})
         if self._digest.hexdigest() != sha256:
             self._storage.call("delete_object", **target)
+            if self._known is not None:
+                raise ObjectCorrupt(self._key)
             raise OSError(f"the source of {self._key} changed while it was put into storage")
         return StoredObject(self._key, size, sha256)
 
@@ -282,6 +303,12 @@ class _Put:
 
     def _is_stopped(self) -> bool:
         return self.stopped.is_set() or time.monotonic() > self._deadline
+
+
+def _size(file: BinaryIO) -> int:
+    size = file.seek(0, SEEK_END)
+    file.seek(0)
+    return size
 
 
 def _measure(file: BinaryIO) -> tuple[int, str]:

@@ -188,3 +188,28 @@ def _file(directory: Path, content: bytes) -> Path:
 
 async def _joined(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
+
+
+async def test_a_file_whose_hash_is_known_outlives_its_source(storage: Storage, tmp_path: Path) -> None:
+    content = bytes(range(256)) * (5 << 12)
+    source, sha256 = _file(tmp_path, content), hashlib.sha256(content).hexdigest()
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    stored = await storage.put_known("bases/a", link, sha256=sha256)
+    assert stored == StoredObject("bases/a", len(content), sha256)
+    found = storage.local_path("bases/a")
+    assert (found is not None) == isinstance(storage, LocalStorage)
+    if found is not None:
+        assert found.samefile(source)
+        assert not found.is_symlink()
+    source.unlink()
+    assert await _joined(storage.read("bases/a")) == content
+
+
+async def test_a_file_that_is_not_what_was_said_is_not_stored(tmp_path: Path, moto_server) -> None:
+    storage = open_storage(moto_server, moto_server.new_bucket())
+    with pytest.raises(ObjectCorrupt):
+        await storage.put_known("bases/a", _file(tmp_path, b"x"), sha256=hashlib.sha256(b"y").hexdigest())
+    with pytest.raises(ObjectMissing):
+        await storage.stat("bases/a")
+    await storage.close()

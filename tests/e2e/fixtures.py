@@ -7,6 +7,7 @@ import pytest
 
 from tests.backends import Backends, Site
 from tests.e2e.processes import BASE, Installation, Process, create_job, metrics, wait_for_end
+from tests.history import keeping
 from tests.tiny import build_tiny_base
 
 EPOCHS = 8  # 96 steps: long enough to be struck in the middle, short enough to be waited for
@@ -24,16 +25,18 @@ def template(backends: Backends, tmp_path_factory: pytest.TempPathFactory) -> Si
 
 @pytest.fixture
 def install(backends: Backends, template: Site, tmp_path: Path) -> Iterator[Callable[..., Installation]]:
-    """Makes an installation of the test's own; keyword arguments are settings."""
-    made: list[Site] = []
+    """Makes an installation of the test's own; keyword arguments are settings. In the end it has kept its promises."""
+    made: list[tuple[Site, Installation]] = []
 
     def make(**settings: str) -> Installation:
-        made.append(backends.copy(template, tmp_path / "data"))
-        return Installation.at(made[-1], **settings)
+        site = backends.copy(template, tmp_path / "data")
+        made.append((site, Installation.at(site, **settings)))
+        return made[-1][1]
 
     yield make
-    for one in made:
-        backends.discard(one)
+    for site, installation in made:
+        keeping.assert_kept(installation)
+        backends.discard(site)
 
 
 @pytest.fixture(scope="session")

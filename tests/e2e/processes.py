@@ -16,7 +16,10 @@ import httpx
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
+from app.settings import Settings
 from tests.backends import Site
+from tests.history.recorder import History
+from tests.history.secrets import HUB_TOKEN, secrets_of
 
 KEY = "sk-hone-e2e-0123456789abcdef"
 BASE = "tiny-llama"
@@ -27,10 +30,11 @@ Value = TypeVar("Value")
 
 @dataclass
 class Installation:
-    """A data directory and the settings of every process that works on it."""
+    """A data directory, the settings of every process that works on it, and all that they are asked by clients."""
 
     data: Path
     settings: dict[str, str] = field(default_factory=dict)
+    history: History = field(default_factory=History, repr=False)
 
     @classmethod
     def at(cls, site: Site, **settings: str) -> "Installation":
@@ -41,11 +45,22 @@ class Installation:
         ours = {
             "HONE_DATA_DIRECTORY": str(self.data),
             "HONE_API_KEY": KEY,
+            "HF_TOKEN": HUB_TOKEN,
             "HONE_TINY_MODEL": "false",
             "HONE_TRAINER_THREADS": "1",
             "HONE_LEASE_SECONDS": "30",  # long, so that no test passes by waiting for one to expire
         }
         return os.environ | ours | self.settings
+
+    def as_settings(self) -> Settings:
+        """As the processes read them, to look at the same rows and objects."""
+        ours = {name.removeprefix("HONE_").lower(): value for name, value in self.settings.items()}
+        return Settings.model_validate({"data_directory": self.data, "api_key": KEY, **ours})
+
+    def recorder(self) -> History:
+        """Its history, which looks for its secrets in each answer."""
+        self.history.secrets |= secrets_of(self.as_settings())
+        return self.history
 
     def hone(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
@@ -74,7 +89,7 @@ class Installation:
         data.mkdir()
         (data / "objects").symlink_to(self.data / "objects")
         there = {"HONE_DATABASE_URL": f"sqlite+aiosqlite:///{self.data / 'hone.db'}"}
-        return Installation(data, there | self.settings)
+        return Installation(data, there | self.settings, self.history)
 
 
 class Process:
@@ -107,10 +122,12 @@ class Process:
         return self.wait_for_line("Hone serves").split()[2].removesuffix("/v1")
 
     def client(self) -> OpenAI:
-        return OpenAI(api_key=KEY, base_url=f"{self.url}/v1", max_retries=0)
+        return self.installation.recorder().openai(api_key=KEY, base_url=f"{self.url}/v1")
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+        headers = {"Authorization": f"Bearer {KEY}"}
+        hooks = self.installation.recorder().hooks
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, event_hooks=hooks)
 
     def trainers(self) -> list[int]:
         """The pids of the trainers that this process has started."""

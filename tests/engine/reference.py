@@ -3,6 +3,8 @@
 Shapes: L tokens of one example, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
@@ -37,9 +39,9 @@ def attach(model: PreTrainedModel, lora: LoraSettings = LORA) -> PeftModel:
 
 def _compute_as_peft_does(adapter: PeftModel) -> None:
     """The reference takes nothing from us: neither attention nor the product of LoRA layers."""
-    for layer in adapter.modules():
-        if isinstance(layer, LoraProduct):
-            layer.__class__ = Linear
+    ours: list[Any] = [layer for layer in adapter.modules() if isinstance(layer, LoraProduct)]
+    for layer in ours:
+        layer.__class__ = Linear
 
 
 def gradients(adapter: PeftModel, total_weight: float) -> dict[str, torch.Tensor]:

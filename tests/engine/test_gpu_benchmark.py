@@ -10,7 +10,8 @@ from benchmarks.gpu import CASES
 from tests.engine.trainer_process import REPOSITORY
 
 
-@pytest.mark.timeout(1200)  # it starts ten processes; alone it takes about a minute and a half
+@pytest.mark.long  # ten processes, and bfloat16 is emulated on most machines without a GPU
+@pytest.mark.timeout(1200)
 def test_the_whole_script_runs_on_toys() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--geometry", "tiny", "--seconds", "1100"]
     options = ["--shapes", "packed", "--peer-shapes", "packed"]

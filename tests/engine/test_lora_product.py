@@ -1,6 +1,7 @@
 """LoRA layers beside a base of the adapter's own dtype: PEFT's numbers, dropout and all."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,11 @@ from worker.contract.spec import LoraSettings
 from worker.engine.lora_product import LoraProduct
 
 
-def layer_of(adapter: PeftModel) -> Linear:
+def layer_of(adapter: PeftModel) -> Any:
     return next(layer for layer in adapter.modules() if isinstance(layer, Linear))
 
 
-def product(forward: Callable[[torch.Tensor], torch.Tensor], layer: Linear) -> list[torch.Tensor]:
+def product(forward: Callable[[torch.Tensor], torch.Tensor], layer: Any) -> list[torch.Tensor]:
     """The output, and the gradients of input, A and B under a random weighing of the outputs."""
     generator = torch.Generator().manual_seed(3)
     weights = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -31,7 +32,7 @@ def product(forward: Callable[[torch.Tensor], torch.Tensor], layer: Linear) -> l
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # qwen2's layers have biases
 def test_it_gives_pefts_output_and_gradients(load_base: Callable[[Family], PreTrainedModel], family: Family) -> None:
     layer = layer_of(reference.attach(load_base(family), LoraSettings(rank=4, alpha=6))).double()
-    assert isinstance(layer, LoraProduct)
+    assert type(layer) is LoraProduct
     expected = product(lambda x: Linear.forward(layer, x), layer)
     for value, other in zip(product(layer, layer), expected, strict=True):
         torch.testing.assert_close(value, other, rtol=0, atol=1e-12)

@@ -1,12 +1,28 @@
 """A test that takes `instant` runs at as many of them as `--faults` asks for, the same ones each time."""
 
 import random
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from tests.e2e.fixtures import install, server, template, undisturbed
+from tests.e2e.processes import Process
+from tests.faults.table import RECOVERY, Table
+from tests.history import keeping
 
 __all__ = ["install", "server", "template", "undisturbed"]
+
+_table = Table()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _table.take(report)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _table.lines():
+        terminalreporter.write_line(line)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -14,3 +30,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = random.Random(metafunc.function.__name__)
         instants = [round(chosen.random(), 3) for _ in range(metafunc.config.getoption("--faults") or 1)]
         metafunc.parametrize("instant", instants)
+
+
+@pytest.fixture
+def recovered(record_property: Callable[[str, object], None]) -> Callable[[float], None]:
+    """To be told how many seconds after a fault its job, or the service, went on."""
+    return partial(record_property, RECOVERY)
+
+
+@pytest.fixture(autouse=True)
+def promises_are_kept(request: pytest.FixtureRequest) -> Iterator[None]:
+    """By the servers that many tests share; those of a single test are asked when it ends."""
+    yield
+    for shared in ("server", "working"):
+        if isinstance(process := request.node.funcargs.get(shared), Process):
+            keeping.assert_kept(process.installation)

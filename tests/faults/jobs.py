@@ -1,21 +1,25 @@
 """What must be true of a job to which something happened."""
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import PurePosixPath
 
+import boto3
+from botocore.config import Config
 from openai import OpenAI
-from pydantic import SecretStr
 from sqlalchemy import select
 
 from app.db.models import Event, Job
 from app.resources import open_resources
 from app.settings import Settings
 from tests import factories
-from tests.e2e.processes import TERMINAL, Installation, messages, metrics, wait_for_end
+from tests.e2e.processes import TERMINAL, Installation, messages, metrics, wait_for, wait_for_end
 
 Install = Callable[..., Installation]
+Recovered = Callable[[float], None]
 LEASE_SECONDS = 3.0
 RESUMED, DONE = "Fine-tuning job resumed", "The job has successfully completed"
 
@@ -31,6 +35,13 @@ def assert_as_undisturbed(client: OpenAI, job_id: str, undisturbed: list[str]) -
     assert (told.count(DONE), told[-1]) == (1, DONE)
     assert len([model for model in client.models.list() if model.id == job.fine_tuned_model]) == 1
     assert sum(message.startswith("New fine-tuned model created") for message in told) == 1
+
+
+def seconds_until_resumed(client: OpenAI, job_id: str) -> float:
+    """From now until the job is resumed for the first time."""
+    began = time.monotonic()
+    wait_for(lambda: RESUMED in messages(client, job_id), seconds=90)
+    return time.monotonic() - began
 
 
 def assert_cancelled(client: OpenAI, job_id: str) -> None:
@@ -55,8 +66,7 @@ def stored(installation: Installation, job_id: str) -> tuple[Job, list[Event]]:
     """The job and its events as the database has them."""
 
     async def read() -> tuple[Job, list[Event]]:
-        url = installation.settings.get("HONE_DATABASE_URL")
-        settings = Settings(data_directory=installation.data, database_url=SecretStr(url) if url else None)
+        settings = installation.as_settings().model_copy(update={"redis_url": None})
         async with open_resources(settings) as resources, resources.read() as session:
             job = (await session.scalars(select(Job).where(Job.id == job_id))).one()
             events = await session.scalars(select(Event).where(Event.job_id == job_id).order_by(Event.sequence))
@@ -65,9 +75,31 @@ def stored(installation: Installation, job_id: str) -> tuple[Job, list[Event]]:
     return asyncio.run(read())
 
 
-def objects_of(installation: Installation, job_id: str, pattern: str) -> list[Path]:
-    """The objects that the job's runs have stored, where storage is the data directory."""
-    return sorted((installation.data / "objects" / "jobs" / job_id).glob(pattern))
+@contextmanager
+def watching_objects(installation: Installation, job_id: str) -> Iterator[Callable[[str], bool]]:
+    """Gives a question: whether the job's runs have stored an object whose key, below the job's, is of a pattern.
+
+    It is quick, so that a short moment can be met.
+    """
+    bucket = installation.settings.get("HONE_S3_BUCKET")
+    if bucket is None:
+        yield lambda pattern: any((installation.data / "objects" / "jobs" / job_id).glob(pattern))
+        return
+    client = boto3.client(
+        "s3",
+        endpoint_url=installation.settings["HONE_S3_ENDPOINT_URL"],
+        region_name=installation.settings["HONE_S3_REGION"],
+        aws_access_key_id=installation.settings["HONE_S3_ACCESS_KEY_ID"],
+        aws_secret_access_key=installation.settings["HONE_S3_SECRET_ACCESS_KEY"],
+        config=Config(s3={"addressing_style": "path"}),
+    )
+
+    def is_there(pattern: str) -> bool:
+        found = client.list_objects_v2(Bucket=bucket, Prefix=f"jobs/{job_id}/").get("Contents", [])
+        return any(PurePosixPath(one["Key"]).match(f"jobs/{job_id}/{pattern}") for one in found)
+
+    with closing(client):
+        yield is_there
 
 
 def add_queued_job(settings: Settings) -> str:

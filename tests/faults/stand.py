@@ -22,6 +22,9 @@ from tests import factories
 from tests.conftest import serve
 from tests.faults import proxy
 from tests.faults.proxy import Proxy
+from tests.history import keeping
+from tests.history.recorder import History
+from tests.history.secrets import secrets_of
 from tests.servers.postgres import Postgres
 
 PROMISED_SECONDS = 5.0  # within which every request is answered, whatever the database does
@@ -67,11 +70,13 @@ class Stand:
         assert not answer.body["has_more"]
         return answer.body["data"]
 
-    def wait_until_it_answers(self, *, seconds: float = 10) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_until_it_answers(self, *, seconds: float = 10) -> float:
+        """How many seconds it took."""
+        began = time.monotonic()
         while self.request("GET", "/readyz").status != 200:
-            assert time.monotonic() < deadline, "the server does not recover"
+            assert time.monotonic() - began < seconds, "the server does not recover"
             time.sleep(0.05)
+        return time.monotonic() - began
 
     @contextmanager
     def busy(self, *actions: Callable[[], object], clients: int = 2) -> Iterator[None]:
@@ -146,8 +151,12 @@ def _stand(settings: Settings, direct: Settings, between: Proxy | None) -> Itera
     fresh = httpx.Limits(max_keepalive_connections=0)  # each request by a connection of its own
     headers = {"Authorization": f"Bearer {key}"}
     for served in serve(settings):
-        with httpx.Client(base_url=served.url, headers=headers, limits=fresh, timeout=30) as client:
+        history = History(secrets={key, *secrets_of(direct)})
+        with httpx.Client(
+            base_url=served.url, headers=headers, limits=fresh, timeout=30, event_hooks=history.hooks
+        ) as client:
             yield Stand(client, training_file, settings, direct, between)
+            asyncio.run(keeping.assert_kept_by_server(direct, history))
 
 
 async def _prepare(settings: Settings) -> tuple[str, str]:

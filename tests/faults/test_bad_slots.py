@@ -5,13 +5,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from tests.backends import Site
-from tests.e2e.processes import Installation, Process, create_job, messages, wait_for, wait_for_end, wait_for_status
+from tests.e2e.base_objects import damaged
+from tests.e2e.processes import (
+    BASE,
+    Installation,
+    Process,
+    create_job,
+    messages,
+    wait_for,
+    wait_for_end,
+    wait_for_status,
+)
 from tests.faults.jobs import LEASE_SECONDS, Install, assert_numbered, stored
 
 
@@ -62,38 +70,27 @@ def test_f28_a_slot_whose_trainers_die_takes_itself_out(install: Install) -> Non
         assert_numbered(installation, job)
 
 
-@contextmanager
-def missing(directory: Path) -> Iterator[Callable[[], None]]:
-    """The directory is away until the block ends, or what it is given is called."""
-    away = directory.with_name("gone")
-
-    def put_back() -> None:
-        if away.exists():
-            away.rename(directory)
-
-    directory.rename(away)
-    try:
-        yield put_back
-    finally:
-        put_back()
-
-
-def test_f28_a_base_that_a_worker_cannot_get_is_left_to_others(install: Install, template: Site) -> None:
+def test_f28_a_base_that_a_worker_cannot_get_is_left_to_others(install: Install) -> None:
     installation = install(lease_seconds=str(LEASE_SECONDS))
     with installation.serving("--api-only") as api, installation.working("--cpu") as checker:
         client = api.client()
         job = create_job(client, epochs=1)
         wait_for_status(client, job.id, "queued")
         checker.kill()
-        with missing(template.data.parent / "base") as put_back, installation.working() as lacking:
-            wait_for(lambda: listed(installation, lacking)["unavailable_bases"], seconds=60)
-            wait_for_status(client, job.id, "queued")
-            told = messages(client, job.id)
-            assert told[-1] == "The worker cannot use the base model tiny-llama; the job waits for another"
-            time.sleep(LEASE_SECONDS)
-            assert messages(client, job.id) == told  # it is not claimed again
-            assert [slot["state"] for slot in listed(installation, lacking)["slots"]] == ["idle"]
-            put_back()
+        with ExitStack() as running:
+            with damaged(installation, BASE, "model.safetensors"):
+                lacking = running.enter_context(installation.elsewhere().working())
+                wait_for(lambda: listed(installation, lacking)["unavailable_bases"], seconds=60)
+                why = "model.safetensors is damaged in storage: its hash is not the registered one"
+                assert listed(installation, lacking)["unavailable_bases"] == {BASE: why}
+                assert f"cannot get {BASE}: {why}" in installation.hone("workers", "list").stdout
+                wait_for_status(client, job.id, "queued")
+                told = messages(client, job.id)
+                nobody = f"No worker of the pool 'default' can get the base model {BASE}; the job waits until one can"
+                assert told[-1] == nobody
+                time.sleep(LEASE_SECONDS)
+                assert messages(client, job.id) == told  # it is not claimed again
+                assert [slot["state"] for slot in listed(installation, lacking)["slots"]] == ["idle"]
             with installation.working():
                 assert wait_for_end(client, job.id).status == "succeeded"
     assert stored(installation, job.id)[0].crashes == 0

@@ -22,7 +22,7 @@ from tests.e2e.processes import (
     wait_for_status,
     wait_for_step,
 )
-from tests.faults.jobs import Install, assert_cancelled, assert_numbered, objects_of
+from tests.faults.jobs import Install, assert_cancelled, assert_numbered, watching_objects
 
 PROMISED_SECONDS = 10.0
 
@@ -30,7 +30,7 @@ PROMISED_SECONDS = 10.0
 def in_validation(client: OpenAI, installation: Installation) -> FineTuningJob:
     """A file that takes seconds to check, of which nobody waits for the end."""
     job = create_job(client, epochs=1, train=rows(60_000))
-    wait_for(lambda: work_of(installation, job.id, "request.json"), seconds=60)
+    wait_for(lambda: work_of(installation, job.id, "training.jsonl"), seconds=60)
     return job
 
 
@@ -54,7 +54,8 @@ def while_saving(client: OpenAI, installation: Installation) -> FineTuningJob:
 def while_uploading(client: OpenAI, installation: Installation) -> FineTuningJob:
     """The first part of a checkpoint is stored."""
     job = create_job(client, epochs=50)
-    wait_for(lambda: objects_of(installation, job.id, "*/checkpoints/*/adapter.zip"), seconds=90)
+    with watching_objects(installation, job.id) as is_there:
+        wait_for(lambda: is_there("*/checkpoints/*/adapter.zip"), seconds=90)
     return job
 
 
@@ -63,11 +64,7 @@ def work_of(installation: Installation, job_id: str, pattern: str) -> list[objec
 
 
 @pytest.mark.parametrize("bring", [in_validation, just_claimed, in_training, while_saving, while_uploading])
-def test_f23_cancelled_in_each_phase(
-    server: Process, bring: Callable[[OpenAI, Installation], FineTuningJob], request: pytest.FixtureRequest
-) -> None:
-    if bring is while_uploading and request.config.getoption("--backends") != "embedded":
-        pytest.skip("the instant is found by watching the local storage")
+def test_f23_cancelled_in_each_phase(server: Process, bring: Callable[[OpenAI, Installation], FineTuningJob]) -> None:
     client = server.client()
     job = bring(client, server.installation)
     cancelled = client.fine_tuning.jobs.cancel(job.id)

@@ -15,6 +15,7 @@ from tests.faults.jobs import (
     LEASE_SECONDS,
     RESUMED,
     Install,
+    Recovered,
     add_queued_job,
     assert_as_undisturbed,
     assert_numbered,
@@ -57,7 +58,7 @@ asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
 
 
 def test_f6_a_worker_that_slept_longer_than_its_lease_is_fenced(
-    install: Install, undisturbed: list[str], instant: float
+    install: Install, undisturbed: list[str], instant: float, recovered: Recovered
 ) -> None:
     """It wakes while the other works on: what it then writes and uploads changes nothing."""
     installation = install(lease_seconds=str(LEASE_SECONDS))
@@ -71,6 +72,7 @@ def test_f6_a_worker_that_slept_longer_than_its_lease_is_fenced(
             stop_outside_of_a_transaction(first, installation)
             slept_at = time.monotonic()
             wait_for(lambda: RESUMED in messages(client, job.id), seconds=30)
+            recovered(time.monotonic() - slept_at)
             assert time.monotonic() - slept_at < (LEASE_SECONDS + 5) * PATIENCE
             fence = stored(installation, job.id)[0].fence
             first.signal(signal.SIGCONT)

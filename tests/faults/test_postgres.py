@@ -21,6 +21,7 @@ from app.services.leases import Lease, LeaseLost
 from tests import factories
 from tests.e2e.processes import Installation
 from tests.faults import stand
+from tests.faults.jobs import Recovered
 from tests.faults.stand import Stand
 from tests.servers.postgres import Postgres
 from worker import sweeps
@@ -35,7 +36,9 @@ def polling(made: Stand, job_id: str) -> tuple[Callable[[], object], ...]:
     )
 
 
-def test_f13_a_restart_under_polling_is_told_as_503(postgres_server: Postgres, tmp_path: Path, instant: float) -> None:
+def test_f13_a_restart_under_polling_is_told_as_503(
+    postgres_server: Postgres, tmp_path: Path, instant: float, recovered: Recovered
+) -> None:
     with stand.on_postgres(postgres_server, tmp_path / "data") as made:
         job = made.create_job().body
         with made.busy(*polling(made, job["id"])):
@@ -43,7 +46,7 @@ def test_f13_a_restart_under_polling_is_told_as_503(postgres_server: Postgres, t
             postgres_server.stop()
             time.sleep(0.5 + instant)
             postgres_server.start()
-            made.wait_until_it_answers()
+            recovered(made.wait_until_it_answers())
             time.sleep(0.2)
         assert made.check_answers()[503] > 0
         made.check_jobs()
@@ -76,7 +79,7 @@ def test_f14_resets_while_jobs_are_created(postgres_server: Postgres, tmp_path: 
 
 
 def test_f15_a_black_hole_is_told_within_the_promised_time(
-    postgres_server: Postgres, tmp_path: Path, instant: float
+    postgres_server: Postgres, tmp_path: Path, instant: float, recovered: Recovered
 ) -> None:
     """With the default settings, whose sum is what the promise is about."""
     with stand.on_postgres(postgres_server, tmp_path / "data") as made:
@@ -87,7 +90,7 @@ def test_f15_a_black_hole_is_told_within_the_promised_time(
             made.proxy.black_hole()
             time.sleep(6)
             made.proxy.heal()
-            made.wait_until_it_answers()
+            recovered(made.wait_until_it_answers())
         assert made.check_answers()[503] > 0
         made.check_jobs()
 

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 
-import pytest
 from openai import OpenAI
 
 from tests.e2e.fixtures import EPOCHS
@@ -25,10 +24,12 @@ from tests.faults.jobs import (
     LEASE_SECONDS,
     RESUMED,
     Install,
+    Recovered,
     assert_as_undisturbed,
     assert_numbered,
-    objects_of,
+    seconds_until_resumed,
     stored,
+    watching_objects,
 )
 
 STEPS = 12 * EPOCHS
@@ -39,7 +40,9 @@ def step_at(instant: float) -> int:
     return 2 + int(instant * STEPS * 0.7)
 
 
-def test_f1_a_killed_workers_job_is_resumed_elsewhere(install: Install, undisturbed: list[str], instant: float) -> None:
+def test_f1_a_killed_workers_job_is_resumed_elsewhere(
+    install: Install, undisturbed: list[str], instant: float, recovered: Recovered
+) -> None:
     """The other worker is on another machine: it cannot know of the death, and waits for the lease to end."""
     installation = install(lease_seconds=str(LEASE_SECONDS))
     with installation.serving("--api-only") as api, installation.working() as first:
@@ -52,6 +55,7 @@ def test_f1_a_killed_workers_job_is_resumed_elsewhere(install: Install, undistur
             first.kill()
             killed_at = time.monotonic()
             wait_for(lambda: RESUMED in messages(client, job.id), seconds=30)
+            recovered(time.monotonic() - killed_at)
             assert time.monotonic() - killed_at < (LEASE_SECONDS + 5) * PATIENCE
             silent = "The worker was silent for longer than its lease; the job will be tried again"
             assert silent in messages(client, job.id)
@@ -59,12 +63,8 @@ def test_f1_a_killed_workers_job_is_resumed_elsewhere(install: Install, undistur
     assert_numbered(installation, job.id)
 
 
-def test_f2_a_worker_killed_between_upload_and_verdict(
-    install: Install, undisturbed: list[str], request: pytest.FixtureRequest
-) -> None:
+def test_f2_a_worker_killed_between_upload_and_verdict(install: Install, undisturbed: list[str]) -> None:
     """The adapter is stored, and the job does not know of it yet."""
-    if request.config.getoption("--backends") != "embedded":
-        pytest.skip("the instant is found by watching the local storage")
     installation = install(lease_seconds=str(LEASE_SECONDS))
     with installation.serving("--api-only") as api:
         client = api.client()
@@ -72,10 +72,11 @@ def test_f2_a_worker_killed_between_upload_and_verdict(
             with installation.working() as first:
                 job = create_job(client, epochs=EPOCHS)
                 wait_for_step(client, job.id, STEPS - 10)
-                deadline = time.monotonic() + 60 * PATIENCE
-                while not objects_of(installation, job.id, "*/adapter.zip") and time.monotonic() < deadline:
-                    time.sleep(0.0005)
-                first.kill()
+                with watching_objects(installation, job.id) as is_there:
+                    deadline = time.monotonic() + 60 * PATIENCE
+                    while not is_there("*/adapter.zip") and time.monotonic() < deadline:
+                        time.sleep(0.0005)
+                    first.kill()
             if client.fine_tuning.jobs.retrieve(job.id).status == "running":
                 break
         else:
@@ -87,19 +88,22 @@ def test_f2_a_worker_killed_between_upload_and_verdict(
 
 
 def test_f4_a_killed_trainer_is_replaced_and_the_job_resumed(
-    server: Process, undisturbed: list[str], instant: float
+    server: Process, undisturbed: list[str], instant: float, recovered: Recovered
 ) -> None:
     client = server.client()
     job = create_job(client, epochs=EPOCHS)
     wait_for_step(client, job.id, step_at(instant))
 
     os.kill(server.trainers()[0], signal.SIGKILL)
+    recovered(seconds_until_resumed(client, job.id))
 
     assert_as_undisturbed(client, job.id, undisturbed)
     assert any("killed by SIGKILL" in message for message in messages(client, job.id))
 
 
-def test_f5_a_killed_parent_takes_its_trainer_along(install: Install, undisturbed: list[str], instant: float) -> None:
+def test_f5_a_killed_parent_takes_its_trainer_along(
+    install: Install, undisturbed: list[str], instant: float, recovered: Recovered
+) -> None:
     installation = install()  # with a lease that is never waited for: the machine knows who is dead
     with installation.serving() as first:
         job = create_job(first.client(), epochs=EPOCHS)
@@ -110,7 +114,9 @@ def test_f5_a_killed_parent_takes_its_trainer_along(install: Install, undisturbe
 
     with installation.serving() as second:
         client = second.client()
+        ready_at = time.monotonic()
         wait_for_status(client, job.id, "running", seconds=10)  # far less than the lease
+        recovered(time.monotonic() - ready_at)
         assert_as_undisturbed(client, job.id, undisturbed)
         assert "The worker process died; the job will be tried again" in messages(client, job.id)
         assert RESUMED in messages(client, job.id)
@@ -150,13 +156,16 @@ def deaths(client: OpenAI, job_id: str) -> int:
     return sum("killed by SIGKILL" in message for message in messages(client, job_id))
 
 
-def test_f27_a_trainer_that_stops_moving_is_noticed(install: Install, undisturbed: list[str], instant: float) -> None:
+def test_f27_a_trainer_that_stops_moving_is_noticed(
+    install: Install, undisturbed: list[str], instant: float, recovered: Recovered
+) -> None:
     with install(progress_timeout_seconds="5").serving() as server:
         client = server.client()
         job = create_job(client, epochs=EPOCHS)
         wait_for_step(client, job.id, step_at(instant))
 
         os.kill(server.trainers()[0], signal.SIGSTOP)
+        recovered(seconds_until_resumed(client, job.id))
 
         assert_as_undisturbed(client, job.id, undisturbed)
         assert any("Training made no progress for 5 seconds" in message for message in messages(client, job.id))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,7 @@ from tests.e2e.processes import (
     wait_for_step,
 )
 from tests.faults import proxy
+from tests.faults.jobs import Recovered
 from tests.servers import redis, required
 from tests.servers.redis import RedisServer
 
@@ -102,7 +104,9 @@ def test_f7_api_killed_between_commit_and_wake(install: Install, server: RedisSe
         check_history(api.client(), [job_id])
 
 
-def test_f9_redis_killed_for_three_seconds(install: Install, server: RedisServer, instant: float) -> None:
+def test_f9_redis_killed_for_three_seconds(
+    install: Install, server: RedisServer, instant: float, recovered: Recovered
+) -> None:
     with service(install(redis_url=server.url)) as (api, _):
         client = api.client()
         jobs = [create_timed(client)]
@@ -113,9 +117,11 @@ def test_f9_redis_killed_for_three_seconds(install: Install, server: RedisServer
         assert httpx.get(f"{api.url}/readyz", timeout=5).json() == {"status": "ok", "queue": "away"}
         time.sleep(max(0.0, until - time.monotonic()))
         server.start()
+        started_at = time.monotonic()
         jobs.append(create_timed(client))
-        check_history(client, jobs)
         wait_until_ready(api)
+        recovered(time.monotonic() - started_at)
+        check_history(client, jobs)
 
 
 def test_f10_redis_flushed(install: Install, server: RedisServer, instant: float) -> None:
@@ -182,9 +188,8 @@ def test_f12_reply_to_exec_lost(install: Install, server: RedisServer, instant: 
     """Whether a wake was sent, or taken, is then unknown to who did it. It may come twice; the job runs once."""
     installation = install(redis_url=server.url)
     with proxy.running(server.port) as between:
-        through = Installation(
-            installation.data, installation.settings | {"HONE_REDIS_URL": server.url_through(between.port)}
-        )
+        led_through = {"HONE_REDIS_URL": server.url_through(between.port)}
+        through = replace(installation, settings=installation.settings | led_through)
         sides = {"api": installation, "worker": installation} | {who: through}
         with sides["api"].serving("--api-only") as api, sides["worker"].working() as worker:
             client = api.client()

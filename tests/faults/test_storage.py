@@ -6,7 +6,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from openai import APIError, APIStatusError, AsyncOpenAI, InternalServerError, OpenAI
+from openai import APIError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, InternalServerError, OpenAI
 
 from app.db import migrations
 from app.resources import open_resources
@@ -23,6 +23,8 @@ from tests import factories
 from tests.backends import Backends, Site
 from tests.conftest import Served, serve
 from tests.e2e.processes import BASE, Installation, Process, create_job, messages, metrics, wait_for, wait_for_end
+from tests.history import keeping
+from tests.history.recorder import History
 from tests.servers.s3 import MotoServer
 from tests.tiny import build_tiny_base
 from worker import tidying
@@ -44,10 +46,16 @@ def served_on_s3(on_s3: Site) -> Iterator[Served]:
 
 
 @pytest.fixture
-async def client(served_on_s3: Served) -> AsyncOpenAI:
+async def client(served_on_s3: Served, moto_server: MotoServer) -> AsyncIterator[AsyncOpenAI]:
     async with open_resources(served_on_s3.settings) as resources:
         _, key = await factories.project(resources)
-    return AsyncOpenAI(api_key=key, base_url=f"{served_on_s3.url}/v1", max_retries=0)
+    history = History()
+    recorded = DefaultAsyncHttpxClient(event_hooks=history.async_hooks)
+    base_url = f"{served_on_s3.url}/v1"
+    async with AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, http_client=recorded) as client:
+        yield client
+    moto_server.order()
+    await keeping.assert_kept_by_server(served_on_s3.settings, history)
 
 
 @pytest.fixture
@@ -84,7 +92,6 @@ async def test_f18_s3_fails_at_the_third_part(
     moto_server.order()
     sent = await client.files.create(file=("large.bin", LARGE), purpose="user_data")
     assert (await client.files.content(sent.id)).content == LARGE
-    await client.close()
 
 
 async def test_f19_s3_stalls(client: AsyncOpenAI, moto_server: MotoServer) -> None:
@@ -104,7 +111,6 @@ async def test_f19_s3_stalls(client: AsyncOpenAI, moto_server: MotoServer) -> No
 
     moto_server.order()
     assert (await client.files.content(sent.id)).content == LARGE
-    await client.close()
 
 
 async def test_f20_s3_returns_other_bytes_to_a_client(client: AsyncOpenAI, moto_server: MotoServer) -> None:
@@ -114,7 +120,6 @@ async def test_f20_s3_returns_other_bytes_to_a_client(client: AsyncOpenAI, moto_
         await client.files.content(sent.id)
     moto_server.order()
     assert (await client.files.content(sent.id)).content == LARGE
-    await client.close()
 
 
 @pytest.mark.parametrize("which", ["files/", "training.tokens"])
@@ -160,6 +165,7 @@ def test_f21_the_disk_is_full(tmp_path: Path) -> None:
         small = client.files.create(file=("small.bin", b"x" * 1000), purpose="user_data")
         assert [file.id for file in client.files.list()] == [small.id]
         assert client.files.content(small.id).content == b"x" * 1000
+    keeping.assert_kept(installation)
 
 
 def test_f8_the_api_is_killed_in_an_upload(on_s3: Site, moto_server: MotoServer, bucket: str) -> None:
@@ -181,6 +187,7 @@ def test_f8_the_api_is_killed_in_an_upload(on_s3: Site, moto_server: MotoServer,
         asyncio.run(_tidy(on_s3))
         assert moto_server.unfinished(bucket) == []
         assert moto_server.keys(bucket) == [f"files/{sent.id}"]
+    keeping.assert_kept(installation)
 
 
 def test_a_missing_bucket_is_told_in_a_sentence(on_s3: Site, moto_server: MotoServer) -> None:

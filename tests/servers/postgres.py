@@ -19,6 +19,7 @@ import asyncpg
 from tests.servers.processes import end_with_parent
 
 _OWNER = "postgres"  # the server refuses to run as root
+_PASSWORD = "a-secret-of-postgres"  # which it does not ask for; it is there to be kept secret
 _START_SECONDS = 30
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -55,7 +56,7 @@ class Postgres:
 
     def url(self, database: str, *, port: int | None = None) -> str:
         """`port` is another one that leads here, such as a proxy's."""
-        return f"postgresql://{_OWNER}@127.0.0.1:{port or self.port}/{database}"
+        return f"postgresql://{_OWNER}:{_PASSWORD}@127.0.0.1:{port or self.port}/{database}"
 
     def initialize(self) -> None:
         # Not the C locale: a server sorts as its language does, and so must be what we test on.

@@ -93,5 +93,9 @@ async def test_a_pool_is_served_by_its_living_trainers_only(resources: Resources
     await report(resources, "dead", pool="gpu-c")
     await age(resources, "dead", timedelta(seconds=31))
     async with resources.read() as session:
-        served = [pool for pool in "abc" if await workers.can_train(session, f"gpu-{pool}", silent_seconds=TTL)]
+        served = [
+            pool
+            for pool in "abc"
+            if await workers.living(session, workers.TRAIN, pool=f"gpu-{pool}", silent_seconds=TTL)
+        ]
     assert served == ["a"]

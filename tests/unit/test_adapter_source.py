@@ -11,22 +11,23 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from worker.contract.spec import LoraSettings
-from worker.data import adapter_source
+from worker.data import adapter_source, base_layers
 from worker.data.adapter_source import CONFIG, WEIGHTS, BadAdapter
 
 LAYERS = {"self_attn.q_proj": (8, 6), "mlp.up_proj": (12, 6)}
 RANK = 2
+Layers = dict[str, tuple[int, int]]
 Import = Callable[..., LoraSettings]
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
+def base(tmp_path: Path) -> Layers:
     directory = tmp_path / "base"
     directory.mkdir()
     tensors = {"model.embed_tokens.weight": (9, 6), "lm_head.weight": (9, 6), "model.norm.weight": (6,)}
     tensors |= {f"model.layers.{n}.{name}.weight": size for n in range(2) for name, size in LAYERS.items()}
     save_file({name: np.zeros(shape, np.float32) for name, shape in tensors.items()}, directory / "model.safetensors")
-    return directory
+    return base_layers.linear_layers(directory)
 
 
 def adapter_tensors(names: tuple[str, ...] = tuple(LAYERS), kind: Any = np.float32) -> dict[str, np.ndarray]:
@@ -41,14 +42,14 @@ def adapter_tensors(names: tuple[str, ...] = tuple(LAYERS), kind: Any = np.float
 
 
 @pytest.fixture
-def bring(base: Path, tmp_path: Path) -> Import:
+def bring(base: Layers, tmp_path: Path) -> Import:
     def run(tensors: dict[str, np.ndarray] | None = None, **changes: Any) -> LoraSettings:
         source = tmp_path / "source"
         source.mkdir(exist_ok=True)
         config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 4, "base_model_name_or_path": "/etc", "bias": "none"}
         (source / CONFIG).write_text(json.dumps({**config, **changes}))
         save_file(adapter_tensors() if tensors is None else tensors, source / WEIGHTS)
-        return adapter_source.import_directory(source, tmp_path / "copy", base_directory=base, base_id="acme/base")
+        return adapter_source.import_directory(source, tmp_path / "copy", layers_of_base=base, base_id="acme/base")
 
     return run
 
@@ -126,7 +127,7 @@ def test_weights_that_are_not_taken(bring: Import, tensors: dict[str, np.ndarray
 
 
 @pytest.mark.parametrize(("bits", "is_good"), [(0x3F80, True), (0x7F7F, True), (0x7F80, False), (0xFFC0, False)])
-def test_bfloat16_is_looked_through_without_torch(base: Path, tmp_path: Path, bits: int, is_good: bool) -> None:
+def test_bfloat16_is_looked_through_without_torch(base: Layers, tmp_path: Path, bits: int, is_good: bool) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 4}))
@@ -143,7 +144,7 @@ def test_bfloat16_is_looked_through_without_torch(base: Path, tmp_path: Path, bi
     (source / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + content.tobytes())
 
     def run() -> LoraSettings:
-        return adapter_source.import_directory(source, tmp_path / "copy", base_directory=base, base_id="b")
+        return adapter_source.import_directory(source, tmp_path / "copy", layers_of_base=base, base_id="b")
 
     if is_good:
         assert run().rank == RANK
@@ -155,22 +156,22 @@ def test_bfloat16_is_looked_through_without_torch(base: Path, tmp_path: Path, bi
 @pytest.mark.parametrize(
     "content", [b"", b"\x00" * 100, b"\xff" * 100, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 9) + b'{"a":{}}x']
 )
-def test_what_is_not_safetensors(base: Path, tmp_path: Path, content: bytes) -> None:
+def test_what_is_not_safetensors(base: Layers, tmp_path: Path, content: bytes) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / CONFIG).write_text('{"peft_type": "LORA"}')
     with pytest.raises(BadAdapter, match=f"holds no {WEIGHTS}"):
-        adapter_source.import_directory(source, tmp_path / "copy", base_directory=base, base_id="b")
+        adapter_source.import_directory(source, tmp_path / "copy", layers_of_base=base, base_id="b")
     (source / WEIGHTS).write_bytes(content)
     with pytest.raises(BadAdapter, match="not a whole safetensors file"):
-        adapter_source.import_directory(source, tmp_path / "copy", base_directory=base, base_id="b")
+        adapter_source.import_directory(source, tmp_path / "copy", layers_of_base=base, base_id="b")
 
 
 @pytest.mark.parametrize("config", [b"{", b"[]", b"\xff", b"[" * 100_000, b" " * (1 << 20) + b"{}"])
-def test_what_is_not_a_configuration(base: Path, tmp_path: Path, config: bytes) -> None:
+def test_what_is_not_a_configuration(base: Layers, tmp_path: Path, config: bytes) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / CONFIG).write_bytes(config)
     save_file(adapter_tensors(), source / WEIGHTS)
     with pytest.raises(BadAdapter):
-        adapter_source.import_directory(source, tmp_path / "copy", base_directory=base, base_id="b")
+        adapter_source.import_directory(source, tmp_path / "copy", layers_of_base=base, base_id="b")

@@ -89,20 +89,26 @@ def test_a_repository_is_found_in_the_hugging_face_cache(
         base_model_source.fetch("owner/other")
 
 
-async def test_a_changed_base_is_not_trained_on(resources: Resources, pristine: Path, copy: Path) -> None:
+async def test_a_base_of_before_files_were_recorded_is_read_where_it_lies(
+    resources: Resources, pristine: Path, copy: Path
+) -> None:
     facts = base_model_source.inspect(copy, base_model_source.directory_revision(copy))
     async with resources.write() as session:
         base = await base_models.add(session, model_id="mine", source=str(copy), facts=facts)
-    bases = Bases()
-    assert await bases.directory(base) == copy
+    bases = Bases(resources)
+    async with bases.use(base) as directory:
+        assert directory == copy
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"rope_theta": 7.0}))
     with pytest.raises(BaseUnavailable, match="cannot use the base model mine"):
-        await bases.directory(base)
+        async with bases.use(base):
+            pass
     assert "has changed since it was registered" in bases.unavailable["mine"]
+    assert bases.excluded() == {"mine"}
+    assert bases.excluded(weights=False) == set()
     shutil.copy(pristine / "config.json", copy / "config.json")
-    assert await bases.directory(base) == copy
-    assert bases.unavailable == {}
+    async with bases.use(base):
+        assert bases.unavailable == {}
 
 
 async def test_an_id_means_one_model(resources: Resources, copy: Path) -> None:

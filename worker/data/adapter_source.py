@@ -6,6 +6,7 @@ no name or path is ever followed, and adapter_model.safetensors. What the adapte
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from worker.contract.spec import LoraSettings
-from worker.data import base_layers, tensor_headers
+from worker.data import tensor_headers
 from worker.data.tensor_headers import NotSafetensors, TensorHeader
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,7 +42,9 @@ class BadAdapter(Exception):
     """The directory cannot be imported; the message is for the person who named it."""
 
 
-def import_directory(source: Path, target: Path, *, base_directory: Path, base_id: str) -> LoraSettings:
+def import_directory(
+    source: Path, target: Path, *, layers_of_base: Mapping[str, tuple[int, int]], base_id: str
+) -> LoraSettings:
     """Copy an adapter into the new directory `target` and check it there. Raises BadAdapter.
 
     The copy's configuration is written anew: it names the base by its id and holds nothing but settings.
@@ -55,7 +58,7 @@ def import_directory(source: Path, target: Path, *, base_directory: Path, base_i
     config = _read_config(source / CONFIG)
     target.mkdir()
     shutil.copyfile(source / WEIGHTS, target / WEIGHTS)
-    lora, names = _check(config, target / WEIGHTS, base_layers.linear_layers(base_directory))
+    lora, names = _check(config, target / WEIGHTS, layers_of_base)
     _write_config(target / CONFIG, lora, names, base_id)
     return lora
 
@@ -82,7 +85,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check(config: dict[str, Any], weights: Path, base: dict[str, tuple[int, int]]) -> tuple[LoraSettings, list[str]]:
+def _check(
+    config: dict[str, Any], weights: Path, base: Mapping[str, tuple[int, int]]
+) -> tuple[LoraSettings, list[str]]:
     """The adapter's settings and the last parts of the names of its layers."""
     try:
         headers = tensor_headers.read(weights)

@@ -18,8 +18,3 @@ def linear_layers(directory: Path) -> dict[str, tuple[int, int]]:
                 outputs, inputs = tensor.shape
                 layers[name.removesuffix(".weight")] = (outputs, inputs)
     return layers
-
-
-def linear_names(directory: Path) -> set[str]:
-    """The last parts of their paths, such as q_proj."""
-    return {path.rpartition(".")[2] for path in linear_layers(directory)}

@@ -3,7 +3,6 @@
 Nothing here loads weights: geometry is read from config.json and the headers of the safetensors files.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -11,15 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.data import tensor_headers
+from worker.data import base_manifest, hub, tensor_headers
+from worker.data.base_manifest import BadBaseModel
 
-# The files that shape a run. Other formats of the same weights, pickles among them, are left alone.
-PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 _HUB_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
-
-
-class BadBaseModel(Exception):
-    """The source cannot serve as a base model; the message is for the person who named it."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +42,7 @@ def fetch(source: str, revision: str | None = None) -> tuple[Path, str]:
     """
     if Path(source).is_dir():
         return Path(source), directory_revision(Path(source))
-    # Here, because only the control side of a worker needs the hub, and only for such sources.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        directory = snapshot_download(source, revision=revision, allow_patterns=list(PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BadBaseModel(f"{source} could not be fetched from the hub or its cache: {error}") from error
-    return Path(directory), Path(directory).name  # a snapshot's folder is named for its commit
+    return hub.fetch(source, revision)
 
 
 def inspect(directory: Path, revision: str) -> BaseModelFacts:
@@ -77,11 +63,7 @@ def inspect(directory: Path, revision: str) -> BaseModelFacts:
 
 def directory_revision(directory: Path) -> str:
     """Hex SHA-256 over the names and hashes of all files that shape a run."""
-    total = hashlib.sha256()
-    for path in sorted({path for pattern in PATTERNS for path in directory.glob(pattern) if path.is_file()}):
-        with path.open("rb") as file:
-            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+    return base_manifest.digest(base_manifest.of_directory(directory))
 
 
 def signature(directory: Path) -> tuple[tuple[str, int, int], ...]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from worker.contract.spec import LoraSettings
 from worker.data.token_file import TokenFile
 from worker.engine import adapters, batches, sft
-from worker.engine.narrow_lora import NarrowLinear
+from worker.engine.lora_product import LoraProduct
 from worker.engine.packing import pack
 from worker.engine.sft import Sums
 
@@ -39,7 +39,7 @@ def attach(model: PreTrainedModel, lora: LoraSettings = LORA) -> PeftModel:
 
 def _compute_as_peft_does(adapter: PeftModel) -> None:
     """The reference takes nothing from us: neither attention nor the product of LoRA layers."""
-    ours: list[Any] = [layer for layer in adapter.modules() if isinstance(layer, NarrowLinear)]
+    ours: list[Any] = [layer for layer in adapter.modules() if isinstance(layer, LoraProduct)]
     for layer in ours:
         layer.__class__ = Linear
 

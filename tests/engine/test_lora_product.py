@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tests.engine import reference
 from tests.tiny import Family
 from worker.contract.spec import LoraSettings
-from worker.engine.narrow_lora import NarrowLinear
+from worker.engine.lora_product import LoraProduct
 
 
 def layer_of(adapter: PeftModel) -> Any:
@@ -32,7 +32,7 @@ def product(forward: Callable[[torch.Tensor], torch.Tensor], layer: Any) -> list
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # qwen2's layers have biases
 def test_it_gives_pefts_output_and_gradients(load_base: Callable[[Family], PreTrainedModel], family: Family) -> None:
     layer = layer_of(reference.attach(load_base(family), LoraSettings(rank=4, alpha=6))).double()
-    assert type(layer) is NarrowLinear
+    assert type(layer) is LoraProduct
     expected = product(lambda x: Linear.forward(layer, x), layer)
     for value, other in zip(product(layer, layer), expected, strict=True):
         torch.testing.assert_close(value, other, rtol=0, atol=1e-12)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from worker.contract.errors import TrainError
 from worker.contract.spec import LoraSettings
-from worker.engine import narrow_lora
+from worker.engine import lora_product
 from worker.engine.seeds import derive
 
 
@@ -39,7 +39,7 @@ def attach(model: PreTrainedModel, lora: LoraSettings, *, seed: int) -> PeftMode
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         adapter = get_peft_model(model, config)
     assert isinstance(adapter, PeftModel)
-    narrow_lora.use(adapter)
+    lora_product.use(adapter)
     reset(adapter, seed=seed)
     return adapter
 

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from worker.contract.errors import Blame, TrainError
 from worker.data import estimate
 from worker.data.estimate import Geometry
-from worker.engine import attention, nf4, probe, rotary
+from worker.engine import attention, last_layer, nf4, probe, rotary
 from worker.engine.execution import Device, Dtype
 
 
@@ -90,6 +90,7 @@ def settle(model: PreTrainedModel, *, quantization: Literal["nf4"] | None, tick:
         nf4.settle(model)
     model.requires_grad_(False)
     rotary.follow_documents(model)
+    last_layer.compute_where_read(model)
     _check_weights(model)
     _check_finite(model.named_parameters(), tick)
     probe.check(model)

@@ -1,6 +1,7 @@
 """Where the documents of one packed row lie, and which of them others continue.
 
-Shapes: D documents, T tokens of the row, S keys that one document or all of them see, L tokens of one document.
+Shapes: D documents, T tokens of the row, S keys that one document or all of them see, L tokens of one document,
+R positions that are read.
 """
 
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ class Documents:
     offsets_D1: torch.Tensor  # the same, int32, on the device
     longest: int
     shared: SharedPrefixes | None = None  # None where every document stands alone
+    read_R: torch.Tensor | None = None  # int64, on the device: where the last hidden states are read; None: everywhere
     layers_served: set[int] = field(default_factory=set)
     _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
 
@@ -68,12 +70,15 @@ class Documents:
 
 
 def documents_of(
-    bounds: tuple[int, ...], device: torch.device, prefixes: Sequence[int | None] | None = None
+    bounds: tuple[int, ...],
+    device: torch.device,
+    prefixes: Sequence[int | None] | None = None,
+    read_R: torch.Tensor | None = None,
 ) -> Documents:
     """`prefixes` names for each document the one that it continues, which continues none itself."""
     lengths = [end - start for start, end in pairwise(bounds)]
     shared = None if prefixes is None else _shared_prefixes(bounds, prefixes, device)
-    return Documents(bounds, onto(device, torch.tensor(bounds, dtype=torch.int32)), max(lengths), shared)
+    return Documents(bounds, onto(device, torch.tensor(bounds, dtype=torch.int32)), max(lengths), shared, read_R)
 
 
 def _shared_prefixes(bounds: tuple[int, ...], prefixes: Sequence[int | None], device: torch.device) -> SharedPrefixes:

@@ -38,7 +38,7 @@ def evaluate(model: PreTrainedModel, adapter: PeftModel, batch: PairBatch, setti
 def answer_log_probs(model: PreTrainedModel, batch: PairBatch) -> torch.Tensor:
     """The log-probability (nats) of each answer given its prompt, [P, 2] in float64: a sum over trained tokens."""
     row = batch.row
-    hidden_TH = sft.hidden_states(model, row)
+    hidden_TH = sft.hidden_states(model, row, only_sources=True)
     device = hidden_TH.device
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)

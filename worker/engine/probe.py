@@ -29,7 +29,10 @@ def check(model: PreTrainedModel) -> None:
     model.eval()
     head = cast("torch.nn.Linear", model.get_output_embeddings())
     batch = _documents(head.weight.shape[0])
-    packed_TV = logit_shape(model.config).apply_(head(sft.hidden_states(model, batch)).float())
+    packed_TH = sft.hidden_states(model, batch)
+    # Every second position as training computes it: where all others are not read.
+    packed_TH[::2] = sft.hidden_states(model, batch, only_sources=True)[::2]
+    packed_TV = logit_shape(model.config).apply_(head(packed_TH).float())
     model.set_attn_implementation("eager")
     try:
         reference_TV = torch.cat([_alone(model, tokens) for tokens in batch.tokens_T.split(_LENGTHS)]).float()
@@ -48,14 +51,14 @@ def check(model: PreTrainedModel) -> None:
 def _documents(vocab_size: int) -> MicroBatch:
     # 7919 is a prime, so the ids wander over the whole vocabulary
     tokens_T = (torch.arange(sum(_LENGTHS)) * 7919 + 11) % vocab_size
-    nothing = torch.zeros(0, dtype=torch.int64)
+    sources_N = torch.arange(0, sum(_LENGTHS), 2)
     return MicroBatch(
         tokens_T=tokens_T,
         positions_T=torch.cat([torch.arange(length) for length in _LENGTHS]),
         bounds=(0, _LENGTHS[0], sum(_LENGTHS)),
-        sources_N=nothing,
-        targets_N=nothing,
-        weights_N=torch.zeros(0),
+        sources_N=sources_N,
+        targets_N=tokens_T[sources_N],
+        weights_N=torch.ones(len(sources_N)),
         num_tokens=sum(_LENGTHS),
     )
 

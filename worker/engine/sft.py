@@ -74,13 +74,17 @@ def evaluate(model: PreTrainedModel, batch: MicroBatch) -> Sums:
     return _sums(batch, loss.detach(), correct)
 
 
-def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+def hidden_states(model: PreTrainedModel, batch: MicroBatch, *, only_sources: bool = False) -> torch.Tensor:
     """The backbone's last hidden states, [T, H], as the head takes them.
+
+    With `only_sources` they are right at `sources_N` alone, which is all that a loss reads.
 
     TrainError("unsupported_model") if any layer did not keep the documents apart.
     """
     device = model.device
-    documents = documents_of(batch.bounds, device, batch.prefixes)
+    # Sources of pairs may stand twice.
+    read_R = onto(device, batch.sources_N.unique()) if only_sources else None
+    documents = documents_of(batch.bounds, device, batch.prefixes, read_R)
     inputs = {"input_ids": onto(device, batch.tokens_T)[None]}
     if batch.noise is not None:
         embedded_1TH = model.get_input_embeddings()(inputs["input_ids"])
@@ -105,7 +109,7 @@ def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
 
 
 def _loss(model: PreTrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    hidden_TH = hidden_states(model, batch)
+    hidden_TH = hidden_states(model, batch, only_sources=True)
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
     device = hidden_TH.device

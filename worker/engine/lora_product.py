@@ -24,10 +24,10 @@ def use(adapter: PeftModel) -> None:
     """Have the adapter's layers compute so; they stay PEFT's layers in every other respect."""
     for layer in adapter.modules():
         if type(layer) is Linear and not layer.lora_variant:
-            layer.__class__ = NarrowLinear
+            layer.__class__ = LoraProduct
 
 
-class NarrowLinear(Linear):
+class LoraProduct(Linear):
     """PEFT's LoRA layer with another forward. Made by `use`, never constructed."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

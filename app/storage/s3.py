@@ -18,7 +18,7 @@ from io import SEEK_END
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import boto3
+import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from urllib3.exceptions import HTTPError, IncompleteRead

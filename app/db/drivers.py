@@ -1,7 +1,7 @@
 """The two databases' engines: SQLite through aiosqlite, PostgreSQL through asyncpg."""
 
+import asyncio
 import json
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ WRITES = "hone_writes"
 WAIT_SECONDS = "hone_wait_seconds"
 _CONNECT_SECONDS = 2
 _PING_SECONDS = 1.0
+_ROLLBACK_SECONDS = 0.75
 _CLOSE_SECONDS = 0.25
 _SHARED: dict[str, Any] = {
     "hide_parameters": True,
@@ -94,9 +95,24 @@ class _Connection(asyncpg.Connection):
             self.terminate()  # so that the pool makes a new one, and forgets the others of its age
             raise asyncpg.InterfaceError("connection is closed") from error
 
+    async def execute(self, query: str, *args: Any, **options: Any) -> str:
+        if query != "ROLLBACK;":
+            return await super().execute(query, *args, **options)
+        # SQLAlchemy lets nothing interrupt a session's end, and asyncpg's own limit does not count its wait for the
+        # request, sent on a connection of its own, that cancels a query before.
+        try:
+            async with asyncio.timeout(_ROLLBACK_SECONDS):
+                return await super().execute(query, *args, **options)
+        except TimeoutError as error:
+            self.terminate()
+            raise asyncpg.InterfaceError("connection is closed") from error
+
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the signature of its base
-        with suppress(TimeoutError, OSError):  # it is aborted then
-            await super().close(timeout=_CLOSE_SECONDS)
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await super().close(timeout=_CLOSE_SECONDS)
+        except (TimeoutError, OSError):
+            self.terminate()
 
 
 async def _connect_postgresql(url: str, server_settings: dict[str, str]) -> asyncpg.Connection:

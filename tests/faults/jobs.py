@@ -16,7 +16,7 @@ from app.db.models import Event, Job
 from app.resources import open_resources
 from app.settings import Settings
 from tests import factories
-from tests.e2e.processes import TERMINAL, Installation, messages, metrics, wait_for, wait_for_end
+from tests.e2e.processes import TERMINAL, Installation, Process, messages, metrics, wait_for, wait_for_end
 
 Install = Callable[..., Installation]
 Recovered = Callable[[float], None]
@@ -35,6 +35,25 @@ def assert_as_undisturbed(client: OpenAI, job_id: str, undisturbed: list[str]) -
     assert (told.count(DONE), told[-1]) == (1, DONE)
     assert len([model for model in client.models.list() if model.id == job.fine_tuned_model]) == 1
     assert sum(message.startswith("New fine-tuned model created") for message in told) == 1
+
+
+def wait_until_ready(api: Process, *, workers: int) -> None:
+    """Until that many have done their trainers' imports, before which none claims a job."""
+
+    def all_ready() -> bool:
+        with api.http() as http:
+            listed = http.get("/v1/admin/workers").json()["data"]
+        return [worker["state"] for worker in listed] == ["ready"] * workers
+
+    wait_for(all_ready, seconds=60)
+
+
+def holder(api: Process, job_id: str, *workers: Process) -> Process:
+    """The one of these workers that trains the job."""
+    with api.http() as http:
+        listed = http.get("/v1/admin/workers").json()["data"]
+    (pid,) = [worker["pid"] for worker in listed if any(slot["job_id"] == job_id for slot in worker["slots"])]
+    return next(worker for worker in workers if worker.pid == pid)
 
 
 def seconds_until_resumed(client: OpenAI, job_id: str) -> float:

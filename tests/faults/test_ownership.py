@@ -19,7 +19,9 @@ from tests.faults.jobs import (
     add_queued_job,
     assert_as_undisturbed,
     assert_numbered,
+    holder,
     stored,
+    wait_until_ready,
 )
 from tests.faults.test_processes_die import step_at
 
@@ -62,22 +64,22 @@ def test_f6_a_worker_that_slept_longer_than_its_lease_is_fenced(
 ) -> None:
     """It wakes while the other works on: what it then writes and uploads changes nothing."""
     installation = install(lease_seconds=str(LEASE_SECONDS))
-    with installation.serving("--api-only") as api, installation.working() as first:
+    working = (installation.working(), installation.working())
+    with installation.serving("--api-only") as api, working[0] as here, working[1] as there:
+        wait_until_ready(api, workers=2)
         client = api.client()
         job = create_job(client, epochs=EPOCHS)
-        wait_for_step(client, job.id, 1)
-        with installation.working() as second:
-            wait_for(second.trainers, seconds=60)
-            wait_for_step(client, job.id, step_at(instant))
-            stop_outside_of_a_transaction(first, installation)
-            slept_at = time.monotonic()
-            wait_for(lambda: RESUMED in messages(client, job.id), seconds=30)
-            recovered(time.monotonic() - slept_at)
-            assert time.monotonic() - slept_at < (LEASE_SECONDS + 5) * PATIENCE
-            fence = stored(installation, job.id)[0].fence
-            first.signal(signal.SIGCONT)
-            assert_as_undisturbed(client, job.id, undisturbed)
-            assert first.trainers()  # it goes on with its life, without this job
+        wait_for_step(client, job.id, step_at(instant))
+        sleeper = holder(api, job.id, here, there)
+        stop_outside_of_a_transaction(sleeper, installation)
+        slept_at = time.monotonic()
+        wait_for(lambda: RESUMED in messages(client, job.id), seconds=30)
+        recovered(time.monotonic() - slept_at)
+        assert time.monotonic() - slept_at < (LEASE_SECONDS + 5) * PATIENCE
+        fence = stored(installation, job.id)[0].fence
+        sleeper.signal(signal.SIGCONT)
+        assert_as_undisturbed(client, job.id, undisturbed)
+        assert sleeper.trainers()  # it goes on with its life, without this job
         assert stored(installation, job.id)[0].fence == fence
     assert_numbered(installation, job.id)
 

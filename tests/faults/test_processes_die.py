@@ -27,8 +27,10 @@ from tests.faults.jobs import (
     Recovered,
     assert_as_undisturbed,
     assert_numbered,
+    holder,
     seconds_until_resumed,
     stored,
+    wait_until_ready,
     watching_objects,
 )
 
@@ -45,21 +47,20 @@ def test_f1_a_killed_workers_job_is_resumed_elsewhere(
 ) -> None:
     """The other worker is on another machine: it cannot know of the death, and waits for the lease to end."""
     installation = install(lease_seconds=str(LEASE_SECONDS))
-    with installation.serving("--api-only") as api, installation.working() as first:
+    working = (installation.working(), installation.elsewhere().working("--slots", "1"))
+    with installation.serving("--api-only") as api, working[0] as here, working[1] as there:
+        wait_until_ready(api, workers=2)
         client = api.client()
         job = create_job(client, epochs=EPOCHS)
-        wait_for_step(client, job.id, 1)
-        with installation.elsewhere().working("--slots", "1") as second:
-            wait_for(second.trainers, seconds=60)
-            wait_for_step(client, job.id, step_at(instant))
-            first.kill()
-            killed_at = time.monotonic()
-            wait_for(lambda: RESUMED in messages(client, job.id), seconds=30)
-            recovered(time.monotonic() - killed_at)
-            assert time.monotonic() - killed_at < (LEASE_SECONDS + 5) * PATIENCE
-            silent = "The worker was silent for longer than its lease; the job will be tried again"
-            assert silent in messages(client, job.id)
-            assert_as_undisturbed(client, job.id, undisturbed)
+        wait_for_step(client, job.id, step_at(instant))
+        holder(api, job.id, here, there).kill()
+        killed_at = time.monotonic()
+        wait_for(lambda: RESUMED in messages(client, job.id), seconds=30)
+        recovered(time.monotonic() - killed_at)
+        assert time.monotonic() - killed_at < (LEASE_SECONDS + 5) * PATIENCE
+        silent = "The worker was silent for longer than its lease; the job will be tried again"
+        assert silent in messages(client, job.id)
+        assert_as_undisturbed(client, job.id, undisturbed)
     assert_numbered(installation, job.id)
 
 

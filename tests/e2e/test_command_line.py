@@ -42,10 +42,12 @@ def test_doctor_says_what_is_missing(tmp_path: Path, install: Callable[..., Inst
     empty = Installation(tmp_path / "empty").hone("doctor")
     assert empty.returncode == 1
     assert "hone migrate" in empty.stdout
-    whole = install().hone("doctor")
+    installation = install()
+    whole = installation.hone("doctor")
     assert f"Base model {BASE}" in whole.stdout
     assert "PyTorch" in whole.stdout
-    assert "Queue: within each process" in whole.stdout
+    has_redis = "HONE_REDIS_URL" in installation.settings
+    assert f"Queue: {'Redis answers' if has_redis else 'within each process'}" in whole.stdout
 
 
 def test_doctor_asks_redis(tmp_path: Path) -> None:

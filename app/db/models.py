@@ -1,13 +1,13 @@
 """The tables. Tenant rows carry `project_id`; SERVER_TABLES belong to the installation."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, MetaData, String, Text, TypeDecorator
-from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
 
+from app.db.base import Base, JobRow, ProjectRow
 from worker.contract.extension import DEFAULT_POOL
 
 
@@ -29,55 +29,6 @@ class WorkerState(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     UNHEALTHY = "unhealthy"
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """Aware UTC in Python on every database; SQLite keeps no zone, so it is put back on reading."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
-        datetime: UtcDateTime,
-        dict[str, Any]: JSON(none_as_null=True),
-        list[str]: JSON(none_as_null=True),
-        list[dict[str, Any]]: JSON(none_as_null=True),
-        JobStatus: String(32),
-        WorkerState: String(16),
-        int: BigInteger,
-    }
-
-
-class ProjectRow(Base):
-    """A tenant's row: queries reach it through `app.db.queries.scoped` or a lease."""
-
-    __abstract__ = True
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-
-
-class JobRow(ProjectRow):
-    """A row that belongs to one job."""
-
-    __abstract__ = True
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
 
 
 class Organization(Base):
@@ -175,7 +126,7 @@ class Job(ProjectRow):
     )
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
-    status: Mapped[JobStatus]
+    status: Mapped[JobStatus] = mapped_column(String(32))
     model: Mapped[str] = mapped_column(String(256))
     base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
     # No foreign keys: a job still names its files after they were deleted.
@@ -213,7 +164,7 @@ class Job(ProjectRow):
     not_before_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(String(128))
     lease_expires_at: Mapped[datetime | None]
-    claimed_from: Mapped[JobStatus | None]
+    claimed_from: Mapped[JobStatus | None] = mapped_column(String(32))
     fence: Mapped[int] = mapped_column(default=0)
     crashes: Mapped[int] = mapped_column(default=0)
     # Whether a slot was blamed already for a run that failed before its first step.
@@ -302,7 +253,7 @@ class Worker(Base):
     version: Mapped[str] = mapped_column(String(32))
     pool: Mapped[str] = mapped_column(String(64))
     kinds: Mapped[list[str]]
-    state: Mapped[WorkerState]
+    state: Mapped[WorkerState] = mapped_column(String(16))
     slots: Mapped[list[dict[str, Any]]]
     unavailable_bases: Mapped[dict[str, Any]]
     started_at: Mapped[datetime]

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.auth import Principal
-from app.db.models import SERVER_TABLES, Base, JobRow, ProjectRow
+from app.db.base import Base, JobRow, ProjectRow
+from app.db.models import SERVER_TABLES
 
 Row = TypeVar("Row", bound=Base)
 TenantRow = TypeVar("TenantRow", bound=ProjectRow)

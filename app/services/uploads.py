@@ -73,7 +73,7 @@ async def file_of(session: AsyncSession, principal: Principal, upload: Upload) -
 
 def status_of(upload: Upload) -> UploadStatus:
     is_late = upload.status == UploadStatus.PENDING and upload.expires_at <= utc_now()
-    return UploadStatus.EXPIRED if is_late else upload.status
+    return UploadStatus.EXPIRED if is_late else UploadStatus(upload.status)
 
 
 async def require_room(session: AsyncSession, principal: Principal, *, upload_id: str, lock: bool = False) -> Upload:

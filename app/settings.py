@@ -86,7 +86,13 @@ class Settings(BaseSettings):
         description="Most disk that base models may take on one machine; those used longest ago go first. What only "
         "links to local storage or to the Hugging Face cache does not count.",
     )
-    max_file_bytes: int = Field(default=512 * 1024**2, ge=1, description="Largest file that can be uploaded.")
+    max_file_bytes: int = Field(default=512 * 1024**2, ge=1, description="Largest file that can be uploaded at once.")
+    max_upload_bytes: int = Field(default=8 * 1024**3, ge=1, description="Largest file that can be uploaded in parts.")
+    result_files_base64: bool = Field(
+        default=False,
+        description="Workers write `step_metrics.csv` as base64 text, which programs written for OpenAI may decode; "
+        "files of jobs that have ended stay as they are.",
+    )
     max_line_bytes: int = Field(default=8 * 1024**2, ge=1024, description="Longest line of a training file.")
     max_rows: int = Field(default=1_000_000, ge=10, description="Most rows of a training file.")
     max_sequence_tokens: int = Field(

@@ -1,5 +1,6 @@
 """The end of a job: its adapter, its step metrics and its model become visible in one transaction."""
 
+import base64
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -32,7 +33,9 @@ async def succeed(resources: Resources, lease: Lease, *, adapter_directory: Path
     async with resources.read() as session:
         metrics = await step_records.all_metrics(session, lease.job_id)
     table = adapter_directory.with_name("step_metrics.csv")
-    table.write_text(step_records.as_csv(metrics), encoding="utf-8")
+    content = step_records.as_csv(metrics).encode()
+    # Encoded here and not where it is served, so that size, hash and ranges are those of what is downloaded.
+    table.write_bytes(base64.b64encode(content) if resources.settings.result_files_base64 else content)
     stored = await resources.storage.put_file(keys.job_object(lease.job_id, lease.fence, "step_metrics.csv"), table)
     results = _Results(adapter, stored, step_records.trained_tokens(metrics), last_step)
     await guarded.write(resources, lease, partial(_publish, results))

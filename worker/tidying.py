@@ -1,33 +1,71 @@
-"""Clearing storage of what belongs to nothing: any worker does it beside its jobs, now and then."""
+"""Clearing away what has expired or belongs to nothing: any worker does it beside its jobs, now and then."""
 
 import asyncio
 import logging
 import random
 import shutil
 import time
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.db.queries import database_now
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import base_models, orphans
+from app.services import base_models, files, orphans, uploads
 from app.storage import keys
 
 _log = logging.getLogger(__name__)
+_EXPIRY_PAUSE_SECONDS = 300.0
 _PAUSE_SECONDS = 3600.0
 
 
 async def run(resources: Resources) -> None:
-    """Clear storage of what belongs to nothing, each hour or so. Workers may meet: removing twice is no error."""
+    """Remove what has expired every few minutes, and what belongs to nothing each hour or so.
+
+    Workers may meet: removing twice is no error.
+    """
     age = timedelta(seconds=resources.settings.orphan_seconds)
+    async with asyncio.TaskGroup() as sweeps:
+        sweeps.create_task(_again_and_again(partial(remove_expired, resources), _EXPIRY_PAUSE_SECONDS))
+        sweeps.create_task(_again_and_again(partial(once, resources, older_than=age), _PAUSE_SECONDS))
+
+
+async def _again_and_again(sweep: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
     while True:
-        await asyncio.sleep(_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - so that workers rarely meet
+        await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - so that workers rarely meet
         try:
-            await once(resources, older_than=age)
+            await sweep()
         except (Unavailable, SQLAlchemyError, OSError):
-            _log.warning("storage could not be tidied; it is tried again in an hour", exc_info=True)
+            _log.warning("storage could not be tidied; it is tried again later", exc_info=True)
+
+
+async def remove_expired(resources: Resources) -> None:
+    """Files whose time has come, and uploads that nobody completed, with the parts of all that have ended."""
+    async with resources.read() as session:
+        now = await database_now(session)  # which all workers agree on
+    last: str | None = ""
+    while last is not None:
+        async with resources.write() as session:
+            last = await files.remove_expired(session, now=now, after=last)
+    is_done = False
+    while not is_done:
+        async with resources.write() as session:
+            is_done = not await uploads.expire(session, now=now)
+    while True:
+        async with resources.read() as session:
+            parts = await uploads.needless_parts(session, now=now)
+        if not parts:
+            break
+        for part in parts:
+            await resources.storage.delete(part.storage_key)
+        async with resources.write() as session:
+            await uploads.forget_parts(session, parts)
+    async with resources.write() as session:
+        await uploads.forget_old(session, now=now)
 
 
 async def once(resources: Resources, *, older_than: timedelta) -> None:

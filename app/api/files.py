@@ -37,15 +37,17 @@ async def create_file(request: Request, principal: Caller, resources: Opened) ->
     """Upload a file. One for fine-tuning must be JSONL."""
     settings = resources.settings
     uploads = settings.data / "uploads"
-    async with multipart.receive(request, directory=uploads, max_file_bytes=settings.max_file_bytes) as form:
-        body = form.parse()
+    async with multipart.receive(
+        request, multipart.FILE, directory=uploads, max_file_bytes=settings.max_file_bytes
+    ) as form:
+        body = form.parse(FileCreate)
         filename = files.check_name(form.filename, purpose=body.purpose)
         file_id, stored = await files.store(
             resources.storage, form.file, purpose=body.purpose, max_line_bytes=settings.max_line_bytes
         )
     async with resources.write() as session:
         file = await files.create(session, principal, file_id=file_id, stored=stored, filename=filename, body=body)
-    return _read(file)
+    return to_read(file)
 
 
 @router.get("")
@@ -59,7 +61,7 @@ async def list_files(
 ) -> FileList:
     """List the project's files, newest first."""
     page = await files.search(session, principal, purpose=purpose, after=after, limit=limit, order=order)
-    data = [_read(file) for file in page.rows]
+    data = [to_read(file) for file in page.rows]
     return FileList(
         data=data,
         first_id=data[0].id if data else None,
@@ -70,7 +72,7 @@ async def list_files(
 
 @router.get("/{file_id}")
 async def retrieve_file(file_id: str, principal: Caller, session: ReadSession) -> FileRead:
-    return _read(await files.get(session, principal, file_id=file_id))
+    return to_read(await files.get(session, principal, file_id=file_id))
 
 
 @router.delete("/{file_id}")
@@ -88,13 +90,13 @@ async def download_file(file_id: str, request: Request, principal: Caller, resou
     return await downloads.respond(request, resources.storage, downloads.Download(stored, file.filename))
 
 
-def _read(file: File) -> FileRead:
+def to_read(file: File) -> FileRead:
     return FileRead(
         id=file.id,
         bytes=file.bytes,
         created_at=unix(file.created_at),
         expires_at=unix_or_none(file.expires_at),
         filename=file.filename,
-        purpose=file.purpose,
+        purpose=files.wire_purpose(file),  # pyright: ignore[reportArgumentType] - only words that were checked
         status=file.status,  # pyright: ignore[reportArgumentType] - the column holds only these words
     )

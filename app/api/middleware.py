@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 
@@ -19,7 +20,7 @@ _access = logging.getLogger("app.access")
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_BODY_BYTES = 1 << 20
 _IDLE_SECONDS = 30.0
-_UPLOADS = frozenset({"/v1/files"})  # whose size is limited while they stream to disk
+_STREAMED = re.compile(r"/v1/(files|uploads/[^/]+/parts)")  # whose size is limited while they stream to disk
 
 
 class HeadersTooLarge(ApiError):
@@ -87,7 +88,7 @@ def _limited(scope: Scope, receive: Receive, idle_seconds: float) -> Receive:
         if message["type"] == "http.request":
             received += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
-            if received > _MAX_BODY_BYTES and scope["path"] not in _UPLOADS:
+            if received > _MAX_BODY_BYTES and not _STREAMED.fullmatch(scope["path"]):
                 raise HTTPException(413)
         return message
 
@@ -101,7 +102,7 @@ def _refusal(scope: Scope) -> ApiError | None:
     if scope["http_version"] == "1.1" and "host" not in Headers(scope=scope):
         return InvalidRequest("The request has no Host header.")
     declared = Headers(scope=scope).get("content-length", "")
-    if scope["path"] not in _UPLOADS and declared.isdecimal() and int(declared) > _MAX_BODY_BYTES:
+    if not _STREAMED.fullmatch(scope["path"]) and declared.isdecimal() and int(declared) > _MAX_BODY_BYTES:
         return TooLarge("The request's body is too large.")
     return None
 

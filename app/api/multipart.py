@@ -10,31 +10,56 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.errors import InvalidRequest, TooLarge
-from app.schemas.files import FileCreate
 
+Fields = TypeVar("Fields", bound=BaseModel)
 _WRITE_BYTES = 1 << 20
 _MAX_FIELD_BYTES = 4096
 _MAX_PARTS = 16
 _MAX_OVERHEAD_BYTES = 256 * 1024  # boundaries, part headers and fields beside the file
-_FIELDS = re.compile(r"purpose|expires_after\[(anchor|seconds)\]")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a form may hold: one file under this name, and fields that the pattern matches.
+
+    `too_large` is the sentence for a file beyond the limit, with the place for its bytes.
+    """
+
+    file_name: str
+    fields: re.Pattern[str]
+    must_be_named: bool
+    too_large: str
+
+
+FILE = Shape(
+    "file",
+    re.compile(r"purpose|expires_after\[(anchor|seconds)\]"),
+    must_be_named=True,
+    too_large="The file is too large: this server takes at most {limit} bytes at once. "
+    "Larger files can be sent in parts, through /v1/uploads.",
+)
+PART = Shape(
+    "data", re.compile(r"(?!)"), must_be_named=False, too_large="The part is too large: it may have {limit} bytes."
+)
 
 
 @dataclass
 class Form:
+    shape: Shape
     file: BinaryIO
     fields: dict[str, str] = field(default_factory=dict)
     filename: str = ""
 
-    def parse(self) -> FileCreate:
+    def parse(self, model: type[Fields]) -> Fields:
         """The fields beside the file. Raises RequestValidationError."""
         nested: dict[str, Any] = {}
         for name, value in self.fields.items():
@@ -43,18 +68,18 @@ class Form:
                 nested.setdefault(outer, {})[inner] = value
             else:
                 nested[outer] = value
-        return _validate(FileCreate, nested)
+        return _validate(model, nested)
 
 
 @asynccontextmanager
-async def receive(request: Request, *, directory: Path, max_file_bytes: int) -> AsyncIterator[Form]:
+async def receive(request: Request, shape: Shape, *, directory: Path, max_file_bytes: int) -> AsyncIterator[Form]:
     """Reads the whole body. The form's temporary file is gone when the block ends."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_file_bytes + _MAX_OVERHEAD_BYTES:
-        raise _too_large(max_file_bytes)
+        raise _too_large(shape, max_file_bytes)
     boundary = _boundary(request)
-    with _temporary(directory) as file:
-        receiver = _Receiver(Form(file), max_file_bytes)
+    with temporary(directory) as file:
+        receiver = _Receiver(Form(shape, file), max_file_bytes)
         parser = MultipartParser(boundary, receiver.callbacks())  # pyright: ignore[reportArgumentType]
         async for chunk in request.stream():
             try:
@@ -66,8 +91,9 @@ async def receive(request: Request, *, directory: Path, max_file_bytes: int) -> 
         if not receiver.is_complete:
             raise InvalidRequest("The multipart form is incomplete: its closing boundary is missing.")
         if receiver.file_bytes == 0:
-            missing = "The file is empty." if receiver.form.filename else "Missing required parameter: 'file'."
-            raise InvalidRequest(missing, param="file")
+            name = shape.file_name
+            missing = f"The {name} is empty." if receiver.has_file else f"Missing required parameter: '{name}'."
+            raise InvalidRequest(missing, param=name)
         await asyncio.to_thread(_finish, file, receiver.take())
         yield receiver.form
 
@@ -80,6 +106,7 @@ class _Receiver:
         self.file_bytes = 0
         self.pending_bytes = 0
         self.is_complete = False
+        self.has_file = False
         self._max_file_bytes = max_file_bytes
         self._pending: list[bytes] = []
         self._num_parts = 0
@@ -116,17 +143,19 @@ class _Receiver:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name == "file":
-            if b"filename" not in options:
-                raise InvalidRequest("'file' must be sent as a file, with a filename.", param="file")
-            if self.form.filename:
-                raise InvalidRequest("Only one file can be uploaded at a time.", param="file")
-            self.form.filename = options[b"filename"].decode("utf-8", "replace")
-            if not self.form.filename:
-                raise InvalidRequest("The file has no name.", param="file")
+        if name == self.form.shape.file_name:
+            if self.has_file:
+                raise InvalidRequest(f"Only one '{name}' can be uploaded at a time.", param=name)
+            self.has_file = True
+            self.form.filename = options.get(b"filename", b"").decode("utf-8", "replace")
+            if self.form.shape.must_be_named:
+                if b"filename" not in options:
+                    raise InvalidRequest(f"'{name}' must be sent as a file, with a filename.", param=name)
+                if not self.form.filename:
+                    raise InvalidRequest("The file has no name.", param=name)
             return
         shown = "".join(c if c.isprintable() else "?" for c in name[:64])
-        if not _FIELDS.fullmatch(name):
+        if not self.form.shape.fields.fullmatch(name):
             raise InvalidRequest(f"Unknown parameter: '{shown}'.", code="unknown_parameter", param=shown)
         if b"filename" in options:
             raise InvalidRequest(f"'{shown}' must be sent as a field, not as a file.", param=shown)
@@ -142,7 +171,7 @@ class _Receiver:
             return
         self.file_bytes += end - start
         if self.file_bytes > self._max_file_bytes:
-            raise _too_large(self._max_file_bytes)
+            raise _too_large(self.form.shape, self._max_file_bytes)
         self._pending.append(data[start:end])
         self.pending_bytes += end - start
 
@@ -164,7 +193,7 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
-def _temporary(directory: Path) -> AbstractContextManager[BinaryIO]:
+def temporary(directory: Path) -> AbstractContextManager[BinaryIO]:
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     return TemporaryFile(dir=directory)
 
@@ -174,12 +203,12 @@ def _finish(file: BinaryIO, data: bytes) -> None:
     file.flush()
 
 
-def _validate(model: type[FileCreate], values: dict[str, Any]) -> FileCreate:
+def _validate(model: type[Fields], values: dict[str, Any]) -> Fields:
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]) from error
 
 
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"The file is larger than this server takes: {limit} bytes.", param="file")
+def _too_large(shape: Shape, limit: int) -> TooLarge:
+    return TooLarge(shape.too_large.format(limit=limit), param=shape.file_name)

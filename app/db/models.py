@@ -24,6 +24,13 @@ class JobStatus(StrEnum):
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
+class UploadStatus(StrEnum):
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
 class WorkerState(StrEnum):
     STARTING = "starting"
     READY = "ready"
@@ -58,10 +65,17 @@ class ApiKey(Base):
 
 
 class File(ProjectRow):
-    """An uploaded file or a result. The object in storage is complete before the row exists."""
+    """An uploaded file or a result. The object in storage is complete before the row exists.
+
+    From `expires_at` on no client sees it; see `app.services.files` for when it goes.
+    """
 
     __tablename__ = "files"
-    __table_args__ = (Index(None, "project_id", "created_at", "id"), Index(None, "storage_key"))
+    __table_args__ = (
+        Index(None, "project_id", "created_at", "id"),
+        Index(None, "storage_key"),
+        Index(None, "expires_at"),
+    )
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     filename: Mapped[str] = mapped_column(String(512))
     purpose: Mapped[str] = mapped_column(String(32))
@@ -71,6 +85,39 @@ class File(ProjectRow):
     storage_key: Mapped[str] = mapped_column(String(256))
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
+
+
+class Upload(ProjectRow):
+    """A file that arrives in parts. Whoever changes `status`, or adds a part, holds the row.
+
+    The two counters are of the parts that are held; those of an upload that has ended (`ended_at`) are swept.
+    """
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index(None, "status", "expires_at"), Index(None, "ended_at"))
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    filename: Mapped[str] = mapped_column(String(512))
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int]
+    status: Mapped[UploadStatus] = mapped_column(String(16), default=UploadStatus.PENDING)
+    file_expires_after_seconds: Mapped[int | None]
+    file_id: Mapped[str | None] = mapped_column(String(64))  # no foreign key: the file may be deleted
+    num_parts: Mapped[int] = mapped_column(default=0)
+    received_bytes: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class UploadPart(ProjectRow):
+    __tablename__ = "upload_parts"
+    __table_args__ = (Index(None, "upload_id"), Index(None, "storage_key"))
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
+    bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    storage_key: Mapped[str] = mapped_column(String(256))
+    created_at: Mapped[datetime]
 
 
 class BaseModel(Base):

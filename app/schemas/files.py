@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from app.schemas.common import Wire
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+ShownPurpose = Literal["assistants", "batch", "fine-tune", "fine-tune-results", "vision", "user_data"]
 
 
 def _digits(value: object) -> object:
@@ -35,7 +36,10 @@ class FileRead(Wire):
     created_at: int
     expires_at: int | None
     filename: str
-    purpose: str = Field(description="The purpose of the upload, or `fine-tune-results` for the files of a job.")
+    purpose: ShownPurpose = Field(
+        description="The purpose of the upload, or `fine-tune-results` for the files of a job. A file that was sent "
+        "for `evals` is shown as `user_data`, because OpenAI's clients know no files for evaluations."
+    )
     status: Literal["uploaded", "processed", "error"]
     status_details: str | None = None
 

@@ -7,13 +7,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
 from app.db import after_commit
-from app.db.models import TERMINAL, BaseModel, Event, File, Job, JobStatus
+from app.db.models import TERMINAL, BaseModel, Event, Job, JobStatus
 from app.db.queries import scoped, server_rows
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.queue.base import VALIDATION_POOL
 from app.schemas.jobs import DpoHyperparameters, Hyperparameters, JobCreate
-from app.services import adapters, events, extensions, job_states, leases, lookup, objects
+from app.services import adapters, events, extensions, files, job_states, leases, lookup, objects
 from app.services.adapters import Adapter
 from worker.contract.extension import Extension
 
@@ -172,7 +172,7 @@ def _hyperparameters(body: JobCreate) -> Hyperparameters:
 
 
 async def _require_file(session: AsyncSession, principal: Principal, *, file_id: str, param: str) -> None:
-    file = await lookup.find(session, scoped(File, principal), File.id, file_id)
+    file = await files.find(session, principal, file_id=file_id, keep=True)
     if file is None:
         sentence = f"The file '{lookup.shown(file_id)}' does not exist."
         raise InvalidRequest(sentence, code="file_not_found", param=param)

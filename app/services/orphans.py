@@ -4,7 +4,7 @@ import re
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.models import TERMINAL, BaseModelFile, Checkpoint, File, FineTunedModel, Job, LogSegment
+from app.db.models import TERMINAL, BaseModelFile, Checkpoint, File, FineTunedModel, Job, LogSegment, UploadPart
 from app.db.queries import naming
 from app.services import leases
 
@@ -15,6 +15,7 @@ _NAMED_BY = (
     Checkpoint.state_key,
     FineTunedModel.adapter_key,
     LogSegment.storage_key,
+    UploadPart.storage_key,
 )
 _JOB_OBJECT = re.compile(r"jobs/([^/]+)/(\d+)/")
 

@@ -17,6 +17,10 @@ def uploaded_file(file_id: str) -> str:
     return f"files/{file_id}"
 
 
+def upload_part(upload_id: str, part_id: str) -> str:
+    return f"uploads/{upload_id}/{part_id}"
+
+
 def imported_adapter(import_id: str) -> str:
     return f"imports/{import_id}/adapter.zip"
 
@@ -31,7 +35,7 @@ def base_model_file() -> str:
 
 
 # Everything below these is named by a row, or belongs to nobody: see `app.services.orphans`.
-SWEPT = ("bases/", "files/", "imports/", "jobs/", "trials/")
+SWEPT = ("bases/", "files/", "imports/", "jobs/", "trials/", "uploads/")
 
 
 def trial() -> str:

@@ -1,14 +1,20 @@
 """/v1/files through the official client."""
 
+import asyncio
 import base64
 import hashlib
 import io
+from typing import Any
 
 import pytest
-from openai import BadRequestError, NotFoundError
+from openai import BadRequestError, NotFoundError, OpenAI
 
+from app.db.models import File
+from app.db.queries import scoped
+from app.ids import utc_now
 from tests import factories
 from tests.conftest import Served, Tenant
+from worker import tidying
 
 
 async def test_a_file_comes_back_as_it_was_sent(tenant: Tenant, served: Served) -> None:
@@ -94,6 +100,116 @@ async def test_files_are_listed_by_cursor_purpose_and_order(tenant: Tenant) -> N
     with pytest.raises(BadRequestError) as refused:
         await tenant.client.files.list(after="file-unknown")
     assert refused.value.param == "after"
+
+
+@pytest.mark.parametrize("purpose", ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"])
+async def test_every_purpose_is_taken_and_found_again(tenant: Tenant, purpose: Any) -> None:
+    sent = await tenant.client.files.create(file=("a.jsonl", factories.jsonl()), purpose=purpose)
+    other = await tenant.client.files.create(file=("b.jsonl", factories.jsonl()), purpose="assistants")
+    # Strict clients know no files for evals.
+    assert sent.purpose == ("user_data" if purpose == "evals" else purpose)
+    assert sent.expires_at == (sent.created_at + 30 * 86400 if purpose == "batch" else None)
+    for shown in {purpose, sent.purpose}:
+        found = [file.id async for file in tenant.client.files.list(purpose=shown)]
+        assert found == ([other.id, sent.id] if purpose == "assistants" else [sent.id])
+    if purpose != "fine-tune":
+        with pytest.raises(BadRequestError, match="expected 'fine-tune'") as refused:
+            await tenant.client.fine_tuning.jobs.create(model=factories.BASE_MODEL, training_file=sent.id)
+        assert refused.value.code == "invalid_file_purpose"
+
+
+async def test_a_file_whose_time_has_come_is_gone_as_if_it_were_deleted(tenant: Tenant) -> None:
+    policy: Any = {"anchor": "created_at", "seconds": 3600}
+    file = await tenant.client.files.create(
+        file=("a.jsonl", factories.jsonl()), purpose="fine-tune", expires_after=policy
+    )
+    async with tenant.resources.write() as session:
+        row = (await session.scalars(scoped(File, tenant.principal).where(File.id == file.id))).one()
+        row.expires_at = utc_now()
+    for call in (tenant.client.files.retrieve, tenant.client.files.content, tenant.client.files.delete):
+        with pytest.raises(NotFoundError, match=f"No such File object: {file.id}"):
+            await call(file.id)
+    assert (await tenant.client.files.list()).data == []
+    with pytest.raises(BadRequestError):
+        await tenant.client.files.list(after=file.id)
+    with pytest.raises(BadRequestError) as refused:
+        await tenant.client.fine_tuning.jobs.create(model=factories.BASE_MODEL, training_file=file.id)
+    assert (refused.value.code, refused.value.param) == ("file_not_found", "training_file")
+
+
+async def test_a_file_may_be_deleted_as_soon_as_a_job_was_created_with_it(tenant: Tenant) -> None:
+    file = await tenant.client.files.create(file=("a.jsonl", factories.jsonl()), purpose="fine-tune")
+    job = await tenant.client.fine_tuning.jobs.create(model=factories.BASE_MODEL, training_file=file.id)
+    assert (await tenant.client.files.delete(file.id)).deleted is True
+    for call in (tenant.client.files.retrieve, tenant.client.files.delete):
+        with pytest.raises(NotFoundError):
+            await call(file.id)
+    assert (await tenant.client.files.list()).data == []
+    assert f"files/{file.id}" in await factories.objects(tenant.resources)
+    await tenant.client.fine_tuning.jobs.cancel(job.id)
+    await tidying.remove_expired(tenant.resources)
+    assert f"files/{file.id}" not in await factories.objects(tenant.resources)
+
+
+async def test_the_client_that_blocks_is_served_too(tenant: Tenant) -> None:
+    job, _ = await factories.succeeded_job(tenant.resources, tenant.principal)
+
+    def drive() -> None:
+        with OpenAI(
+            api_key=tenant.key, base_url=f"{tenant.url}/v1", max_retries=0, _strict_response_validation=True
+        ) as client:
+            sent = client.files.create(file=("a.jsonl", factories.jsonl()), purpose="fine-tune")
+            assert client.files.wait_for_processing(sent.id) == client.files.retrieve(sent.id) == sent
+            assert [file.id for file in client.files.list(purpose="fine-tune", order="asc", limit=1)] == [sent.id]
+            assert client.files.content(job.result_file_ids[0]).text.startswith("step,train_loss,train_accuracy")
+            with pytest.warns(DeprecationWarning, match="content"):
+                assert client.files.retrieve_content(sent.id).encode() == factories.jsonl()
+            assert client.files.delete(sent.id).deleted
+            with pytest.raises(NotFoundError):
+                client.files.delete(sent.id)
+
+    await asyncio.to_thread(drive)
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("limit=0", "limit"),
+        ("limit=10001", "limit"),
+        ("limit=ten", "limit"),
+        ("order=ascending", "order"),
+        ("order=", "order"),
+        ("order=asc&order=desc", "order"),
+        ("after=", "after"),
+        ("after=file-unknown", "after"),
+    ],
+)
+async def test_lists_that_are_refused(tenant: Tenant, query: str, param: str) -> None:
+    async with tenant.http() as http:
+        answer = await http.get(f"/v1/files?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+async def test_a_list_as_curl_asks_for_it(tenant: Tenant) -> None:
+    made = [(await factories.file(tenant.resources, tenant.principal)).id for _ in range(3)]
+    async with tenant.http() as http:
+        first = (await http.get("/v1/files?purpose=fine-tune&limit=2&order=asc")).json()
+        rest = (await http.get(f"/v1/files?purpose=fine-tune&limit=10000&order=asc&after={first['last_id']}")).json()
+        nothing = (await http.get("/v1/files?purpose=vision&unknown=ignored")).json()
+    assert [file["id"] for file in first["data"] + rest["data"]] == made
+    assert (first["has_more"], rest["has_more"], rest["first_id"]) == (True, False, made[2])
+    assert (nothing["object"], nothing["data"], nothing["has_more"]) == ("list", [], False)
+
+
+async def test_a_table_of_figures_in_base64_is_a_file_like_any_other(tenant: Tenant) -> None:
+    text = base64.b64encode(b"step,train_loss\n1,0.50000\n")  # as a worker with that setting writes it
+    file = await factories.file(tenant.resources, tenant.principal, content=text, purpose="fine-tune-results")
+    answer = await tenant.client.files.with_raw_response.content(file.id)
+    assert base64.b64decode(answer.content).startswith(b"step,train_loss")
+    assert (answer.headers["content-length"], file.bytes) == (str(len(text)), len(text))
+    part = await tenant.client.files.with_raw_response.content(file.id, extra_headers={"Range": "bytes=4-7"})
+    assert (part.content, part.status_code) == (text[4:8], 206)
 
 
 async def test_a_deleted_file_is_gone_from_the_list_and_from_storage(tenant: Tenant) -> None:

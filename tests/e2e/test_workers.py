@@ -56,6 +56,20 @@ def test_a_job_goes_through_three_kinds_of_processes(install: Install, tmp_path:
         assert "hone workers list" in unknown.stdout
 
 
+def test_files_may_be_deleted_as_soon_as_a_job_was_created_with_them(install: Install) -> None:
+    installation = install()
+    with installation.serving("--api-only") as api:
+        client = api.client()
+        job = create_job(client, epochs=1)
+        for file_id in (job.training_file, job.validation_file):
+            assert file_id is not None
+            assert client.files.delete(file_id).deleted
+        assert list(client.files.list()) == []
+        with installation.working("--cpu"):
+            wait_for_status(client, job.id, "queued")
+            assert messages(client, job.id)[2] == "Files validated, moving job to queued state"
+
+
 def test_a_drained_worker_leaves_the_api_of_its_process_alone(install: Install) -> None:
     installation = install(lease_seconds="3")
     with installation.serving() as server:

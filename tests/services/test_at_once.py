@@ -9,6 +9,7 @@ from app.db.models import BaseModel, Event, Project
 from app.db.queries import database_now, of_job, scoped, server_rows
 from app.errors import InvalidRequest, NotFound, Unavailable
 from app.resources import Resources
+from app.schemas.jobs import JobCreate
 from app.services import base_models, events, files, jobs, keys, leases
 from app.services.leases import Lease
 from tests import factories
@@ -50,6 +51,26 @@ async def test_of_two_deletions_one_finds_nothing(resources: Resources) -> None:
     ended = await asyncio.gather(delete(), delete(), return_exceptions=True)
     assert sorted(type(one).__name__ for one in ended) == ["NoneType", "NotFound"]
     assert any(isinstance(one, NotFound) for one in ended)
+
+
+async def test_a_job_that_is_accepted_while_its_file_is_deleted_has_its_file(resources: Resources) -> None:
+    principal, _ = await factories.project(resources)
+    await factories.base_model(resources)
+    for _ in range(10):
+        file = await factories.file(resources, principal)
+        body = JobCreate(model=factories.BASE_MODEL, training_file=file.id)
+
+        async def create(body: JobCreate) -> None:
+            async with resources.write() as session:
+                await jobs.create(session, principal, body=body)
+
+        async def delete(file_id: str) -> None:
+            async with resources.write() as session:
+                await files.delete(session, principal, file_id=file_id)
+
+        refused, _ = await asyncio.gather(create(body), delete(file.id), return_exceptions=True)
+        assert refused is None or isinstance(refused, InvalidRequest)
+        assert (file.storage_key in await factories.objects(resources)) == (refused is None)
 
 
 async def test_events_are_numbered_without_gaps(resources: Resources) -> None:

@@ -1,5 +1,6 @@
 """Files where the wire does not reach: names, and what happens to objects."""
 
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from app.errors import InvalidRequest
 from app.resources import Resources
-from app.schemas.files import ExpiresAfter, FileCreate
+from app.schemas.files import ExpiresAfter, FileCreate, Purpose
 from app.services import files
 from app.storage.base import ObjectMissing
 from tests import factories
@@ -54,6 +55,21 @@ async def test_a_file_can_be_told_to_expire(resources: Resources, tmp_path: Path
         file = await files.create(session, principal, file_id="file-x", stored=stored, filename="x", body=body)
     assert file.expires_at is not None
     assert (file.expires_at - file.created_at).total_seconds() == 7200
+
+
+@pytest.mark.parametrize(
+    ("purpose", "days"), [("batch", 30), ("fine-tune", None), ("user_data", None), ("evals", None)]
+)
+async def test_only_files_of_batches_expire_by_themselves(
+    resources: Resources, purpose: Purpose, days: int | None
+) -> None:
+    principal, _ = await factories.project(resources)
+    stored = await factories.stored(resources, "files/x", b"x")
+    async with resources.write() as session:
+        file = await files.create(
+            session, principal, file_id="file-x", stored=stored, filename="x", body=FileCreate(purpose=purpose)
+        )
+    assert file.expires_at == (None if days is None else file.created_at + timedelta(days=days))
 
 
 async def test_an_object_goes_only_with_the_last_row_that_names_it(resources: Resources) -> None:

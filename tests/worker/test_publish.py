@@ -1,13 +1,40 @@
-"""The end of a job that stopped before its last planned step."""
+"""The end of a job: its files, and what its model is called."""
 
+import base64
 from pathlib import Path
 
+import pytest
+
 from app.db.models import Checkpoint as CheckpointRow
-from app.db.models import FineTunedModel, Job, JobStatus
+from app.db.models import File, FineTunedModel, Job, JobStatus
 from app.db.queries import of_job
-from app.resources import Resources
+from app.resources import Resources, open_resources
+from app.storage import verified
+from app.storage.base import StoredObject
+from tests.backends import Site
 from tests.worker.test_relay import checkpoint, make_relay, step
 from worker import publish
+
+
+@pytest.mark.parametrize("is_encoded", [False, True])
+async def test_the_table_of_figures_may_be_base64_text(site: Site, tmp_path: Path, is_encoded: bool) -> None:
+    async with open_resources(site.settings(result_files_base64=is_encoded)) as resources:
+        relay = await make_relay(resources, tmp_path)
+        relay.take(step(1))
+        relay.take(checkpoint(tmp_path, 1).model_copy(update={"is_last": True}))
+        await relay.drain()
+        adapter = tmp_path / "result"
+        adapter.mkdir()
+        await publish.succeed(resources, relay.lease, adapter_directory=adapter, last_step=1)
+        async with resources.read() as session:
+            job = await session.get_one(Job, relay.lease.job_id)
+            file = await session.get_one(File, job.result_file_ids[0])
+        stored = StoredObject(file.storage_key, file.bytes, file.sha256)
+        content = b"".join([chunk async for chunk in verified.read(resources.storage, stored)])
+    assert (file.filename, file.bytes) == ("step_metrics.csv", len(content))
+    table = base64.b64decode(content, validate=True) if is_encoded else content
+    assert table.startswith(b"step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,")
+    assert table.splitlines()[1].startswith(b"1,1.00000,0.50000,,,")
 
 
 async def test_the_checkpoint_of_the_last_step_taken_names_the_model(resources: Resources, tmp_path: Path) -> None:

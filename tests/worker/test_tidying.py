@@ -1,14 +1,22 @@
 """Sweeping storage: what belongs to nothing goes, and nothing else."""
 
+import asyncio
 import os
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from app.db.models import JobStatus
+from app.auth import Principal
+from app.db.models import File, Job, JobStatus, Upload, UploadPart, UploadStatus
+from app.db.queries import scoped
+from app.errors import NotFound
+from app.ids import new_id, utc_now
 from app.resources import Resources
-from app.storage.keys import job_object
+from app.schemas.uploads import UploadCreate
+from app.services import files, uploads
+from app.storage.keys import job_object, upload_part
 from tests import factories
 from worker import tidying
 
@@ -92,3 +100,110 @@ async def test_what_a_killed_import_has_left_is_cleared_away_when_it_is_old(reso
     os.utime(old, (long_ago, long_ago))
     await tidying.once(resources, older_than=DAY)
     assert [path.exists() for path in (old, new)] == [False, True]
+
+
+async def _upload(resources: Resources, principal: Principal, *, parts: int) -> Upload:
+    body = UploadCreate(bytes=parts * 4, filename="a", mime_type="txt", purpose="user_data")
+    async with resources.write() as session:
+        upload = await uploads.create(session, principal, body=body, max_bytes=1000)
+    for _ in range(parts):
+        part_id = new_id("part_")
+        stored = await factories.stored(resources, upload_part(upload.id, part_id), b"part")
+        async with resources.write() as session:
+            await uploads.add_part(session, principal, upload_id=upload.id, part_id=part_id, stored=stored)
+    return upload
+
+
+async def _rows(resources: Resources, principal: Principal, kind: type[Upload] | type[UploadPart]) -> list[Any]:
+    async with resources.read() as session:
+        return list(await session.scalars(scoped(kind, principal)))
+
+
+async def test_parts_of_a_pending_upload_are_kept(resources: Resources) -> None:
+    principal, _ = await factories.project(resources)
+    upload = await _upload(resources, principal, parts=3)
+    held = await factories.objects(resources)
+    await factories.stored(resources, upload_part(upload.id, "part_orphan"), b"of a request that died")
+    assert await tidying.remove_orphans(resources, older_than=NOW) == 1
+    await tidying.remove_expired(resources)
+    assert await factories.objects(resources) == held
+    assert len(await _rows(resources, principal, UploadPart)) == 3
+
+
+@pytest.mark.parametrize("late", [timedelta(minutes=59), timedelta(minutes=61)])
+async def test_uploads_that_nobody_completed_are_ended(resources: Resources, late: timedelta) -> None:
+    """An hour after they expired: a completion that began in time may take as long."""
+    principal, _ = await factories.project(resources)
+    upload = await _upload(resources, principal, parts=2)
+    async with resources.write() as session:
+        row = await uploads.get(session, principal, upload_id=upload.id)
+        row.expires_at = utc_now() - late
+    await tidying.remove_expired(resources)
+    (row,) = await _rows(resources, principal, Upload)
+    assert uploads.status_of(row) == UploadStatus.EXPIRED
+    is_over = late > timedelta(hours=1)
+    assert row.status == (UploadStatus.EXPIRED if is_over else UploadStatus.PENDING)
+    assert len(await factories.objects(resources)) == (0 if is_over else 2)
+
+
+async def test_parts_of_uploads_that_ended_go_by_the_hundred(resources: Resources) -> None:
+    principal, _ = await factories.project(resources)
+    long_ago, lately = [await _upload(resources, principal, parts=number) for number in (130, 1)]
+    for upload, since in ((long_ago, timedelta(days=31)), (lately, timedelta())):
+        async with resources.write() as session:
+            await uploads.cancel(session, principal, upload_id=upload.id)
+            (await uploads.get(session, principal, upload_id=upload.id)).ended_at = utc_now() - since
+    await asyncio.gather(tidying.remove_expired(resources), tidying.remove_expired(resources))
+    assert await factories.objects(resources) == set()
+    assert await _rows(resources, principal, UploadPart) == []
+    (row,) = await _rows(resources, principal, Upload)
+    assert (row.id, row.num_parts, row.received_bytes) == (lately.id, 0, 0)
+
+
+async def test_files_go_when_their_time_has_come(resources: Resources) -> None:
+    principal, _ = await factories.project(resources)
+    kept = await factories.file(resources, principal)
+    later = await _expiring(resources, principal, timedelta(hours=1))
+    for _ in range(105):
+        await _expiring(resources, principal, timedelta(seconds=-1))
+    await tidying.remove_expired(resources)
+    assert await factories.objects(resources) == {kept.storage_key, later.storage_key}
+    async with resources.read() as session:
+        assert {file.id for file in await session.scalars(scoped(File, principal))} == {kept.id, later.id}
+
+
+@pytest.mark.parametrize("part", ["training_file_id", "validation_file_id"])
+@pytest.mark.parametrize("status", list(JobStatus))
+async def test_what_an_accepted_job_has_still_to_read_is_kept(
+    resources: Resources, status: JobStatus, part: str
+) -> None:
+    """Deleted or expired, nobody sees the file any more; only a job that is not validated yet needs it."""
+    principal, _ = await factories.project(resources)
+    expired = await _expiring(resources, principal, timedelta(seconds=-1))
+    deleted = await factories.file(resources, principal)
+    jobs = [await factories.job(resources, principal, status=status, **{part: file.id}) for file in (expired, deleted)]
+    async with resources.write() as session:
+        await files.delete(session, principal, file_id=deleted.id)
+    await tidying.remove_expired(resources)
+    await tidying.remove_orphans(resources, older_than=NOW)
+    is_awaited = status == JobStatus.VALIDATING_FILES
+    keys = {expired.storage_key, deleted.storage_key} if is_awaited else set[str]()
+    assert await factories.objects(resources) == keys
+    for file in (expired, deleted):
+        async with resources.read() as session:
+            with pytest.raises(NotFound):
+                await files.get(session, principal, file_id=file.id)
+
+    for job in jobs:
+        async with resources.write() as session:
+            row = (await session.scalars(scoped(Job, principal).where(Job.id == job.id))).one()
+            row.status = JobStatus.QUEUED
+    await tidying.remove_expired(resources)
+    assert await factories.objects(resources) == set()
+
+
+async def _expiring(resources: Resources, principal: Principal, after: timedelta) -> File:
+    file = await factories.file(resources, principal)
+    async with resources.write() as session:
+        (await files.get(session, principal, file_id=file.id)).expires_at = utc_now() + after
+    return file

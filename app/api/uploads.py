@@ -1,0 +1,117 @@
+"""/v1/uploads: large files, in parts that may arrive in parallel and in any order."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from fastapi import APIRouter, Request
+
+from app.api import errors, multipart
+from app.api.deps import AUTHENTICATED, Caller, Opened, WriteSession
+from app.api.files import to_read as file_to_read
+from app.api.times import unix
+from app.auth import Principal
+from app.db.models import File, Upload, UploadStatus
+from app.errors import InvalidRequest, NotFound
+from app.ids import new_id
+from app.resources import Resources
+from app.schemas.uploads import UploadComplete, UploadCreate, UploadPartRead, UploadRead
+from app.services import files, uploads
+from app.storage import keys
+from app.storage.base import Storage, StoredObject
+
+router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], dependencies=AUTHENTICATED, responses=errors.RESPONSES)
+
+_PART_FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "format": "binary"}},
+}
+# A client that lost patience asks again: the second completion waits for the first instead of doing its work again.
+_completing: "WeakValueDictionary[str, asyncio.Lock]" = WeakValueDictionary()
+
+
+@router.post("")
+async def create_upload(body: UploadCreate, principal: Caller, session: WriteSession, resources: Opened) -> UploadRead:
+    """Announce a file that will be sent in parts, within the next hour."""
+    most = resources.settings.max_upload_bytes
+    return _read(await uploads.create(session, principal, body=body, max_bytes=most))
+
+
+@router.post(
+    "/{upload_id}/parts",
+    response_model=UploadPartRead,
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _PART_FORM}}}},
+)
+async def add_upload_part(upload_id: str, request: Request, principal: Caller, resources: Opened) -> UploadPartRead:
+    """Send a part of up to 64 MiB. Their order is told at the end."""
+    async with resources.read() as session:
+        await uploads.require_room(session, principal, upload_id=upload_id)
+    part_id = new_id("part_")
+    async with multipart.receive(
+        request, multipart.PART, directory=_scratch(resources), max_file_bytes=uploads.MAX_PART_BYTES
+    ) as form:
+        stored = await resources.storage.put_file(keys.upload_part(upload_id, part_id), form.file)
+    async with _removed_if_refused(resources.storage, stored), resources.write() as session:
+        part = await uploads.add_part(session, principal, upload_id=upload_id, part_id=part_id, stored=stored)
+    return UploadPartRead(id=part.id, created_at=unix(part.created_at), upload_id=part.upload_id)
+
+
+@router.post("/{upload_id}/complete")
+async def complete_upload(upload_id: str, body: UploadComplete, principal: Caller, resources: Opened) -> UploadRead:
+    """Make a file of the parts, in the order given. To complete an upload again gives the same answer."""
+    async with _completing.setdefault(upload_id, asyncio.Lock()):
+        return await _complete(resources, principal, upload_id, body)
+
+
+@router.post("/{upload_id}/cancel")
+async def cancel_upload(upload_id: str, principal: Caller, session: WriteSession) -> UploadRead:
+    return _read(await uploads.cancel(session, principal, upload_id=upload_id))
+
+
+async def _complete(resources: Resources, principal: Principal, upload_id: str, body: UploadComplete) -> UploadRead:
+    async with resources.read() as session:
+        upload = await uploads.get(session, principal, upload_id=upload_id)
+        if upload.status == UploadStatus.COMPLETED:
+            return _read(upload, await uploads.file_of(session, principal, upload))
+        parts = await uploads.chosen(session, principal, upload, part_ids=body.part_ids)
+    with multipart.temporary(_scratch(resources)) as whole:
+        await uploads.assemble(resources.storage, parts, whole, md5=body.md5)
+        file_id, stored = await files.store(
+            resources.storage, whole, purpose=upload.purpose, max_line_bytes=resources.settings.max_line_bytes
+        )
+    async with _removed_if_refused(resources.storage, stored), resources.write() as session:
+        upload = await uploads.complete(session, principal, upload_id=upload_id, file_id=file_id, stored=stored)
+        file = await uploads.file_of(session, principal, upload)
+    return _read(upload, file)
+
+
+@asynccontextmanager
+async def _removed_if_refused(storage: Storage, stored: StoredObject) -> AsyncIterator[None]:
+    """An object whose row is refused goes at once. After an outage nobody knows, and the sweep finds out."""
+    try:
+        yield
+    except (InvalidRequest, NotFound):
+        with suppress(OSError):
+            await storage.delete(stored.key)
+        raise
+
+
+def _scratch(resources: Resources) -> Path:
+    return resources.settings.data / "uploads"
+
+
+def _read(upload: Upload, file: File | None = None) -> UploadRead:
+    return UploadRead(
+        id=upload.id,
+        bytes=upload.bytes,
+        created_at=unix(upload.created_at),
+        expires_at=unix(upload.expires_at),
+        filename=upload.filename,
+        purpose=upload.purpose,
+        status=uploads.status_of(upload).value,
+        file=None if file is None else file_to_read(file),
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db import after_commit
 from app.db.models import Checkpoint, File, FineTunedModel, Job, JobStatus
 from app.db.queries import of_job
 from app.ids import new_id
@@ -39,6 +40,11 @@ async def succeed(resources: Resources, lease: Lease, *, adapter_directory: Path
 
 
 async def _publish(results: _Results, session: AsyncSession, job: Job, now: datetime) -> None:
+    if leases.is_given_up(job.status):  # paused at its very end: once resumed, its last checkpoint becomes its result
+        for stored in (results.adapter, results.metrics):
+            after_commit.delete_object(session, stored.key)
+        leases.release(session, job)
+        return
     last = of_job(Checkpoint, job.id).where(Checkpoint.step == results.last_step)
     name = (await session.execute(last)).scalar_one().model_name
     files = [

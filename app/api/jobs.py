@@ -8,14 +8,12 @@ from pydantic import Field
 from app.api import errors
 from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
-from app.db.models import Event, Job, JobStatus
+from app.db.models import Job, JobStatus
 from app.errors import InvalidRequest
 from app.schemas.jobs import (
     DpoBlockRead,
     DpoHyperparametersRead,
     DpoMethodRead,
-    EventList,
-    EventRead,
     HoneDetails,
     HyperparametersRead,
     JobCreate,
@@ -82,17 +80,16 @@ async def cancel_fine_tuning_job(fine_tuning_job_id: str, principal: Caller, ses
     return _read(await jobs.cancel(session, principal, job_id=fine_tuning_job_id))
 
 
-@router.get("/{fine_tuning_job_id}/events")
-async def list_fine_tuning_events(
-    fine_tuning_job_id: str,
-    principal: Caller,
-    session: ReadSession,
-    after: After = None,
-    limit: Annotated[int, Field(ge=1, le=1000), PLAIN_INTEGER] = 20,
-) -> EventList:
-    """List a job's events, newest first."""
-    page = await jobs.list_events(session, principal, job_id=fine_tuning_job_id, after=after, limit=limit)
-    return EventList(data=[_read_event(event) for event in page.rows], has_more=page.has_more)
+@router.post("/{fine_tuning_job_id}/pause")
+async def pause_fine_tuning_job(fine_tuning_job_id: str, principal: Caller, session: WriteSession) -> JobRead:
+    """Pause a job that is queued or runs. A run saves a checkpoint at its next step, and its slot is free."""
+    return _read(await jobs.pause(session, principal, job_id=fine_tuning_job_id))
+
+
+@router.post("/{fine_tuning_job_id}/resume")
+async def resume_fine_tuning_job(fine_tuning_job_id: str, principal: Caller, session: WriteSession) -> JobRead:
+    """Put a paused job back into the queue. It goes on exactly as if it had not been paused."""
+    return _read(await jobs.resume(session, principal, job_id=fine_tuning_job_id))
 
 
 def _metadata_filter(request: Request) -> dict[str, str] | Literal["null"] | None:
@@ -154,14 +151,3 @@ def _facts(dataset: dict[str, Any] | None) -> dict[str, Any] | None:
     if dataset is None:
         return None
     return {part: {k: v for k, v in facts.items() if k != "tokens"} for part, facts in dataset.items()}
-
-
-def _read_event(event: Event) -> EventRead:
-    return EventRead(
-        id=event.id,
-        created_at=unix(event.created_at),
-        level=event.level,  # pyright: ignore[reportArgumentType] - the column holds only these words
-        type=event.type,  # pyright: ignore[reportArgumentType] - likewise
-        message=event.message,
-        data=event.data or {},
-    )

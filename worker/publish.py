@@ -23,7 +23,6 @@ from worker import checkpoints, guarded, step_records
 class _Results:
     adapter: StoredObject
     metrics: StoredObject
-    trained_tokens: int
     last_step: int
 
 
@@ -35,7 +34,7 @@ async def succeed(resources: Resources, lease: Lease, *, adapter_directory: Path
     table = adapter_directory.with_name("step_metrics.csv")
     table.write_text(step_records.as_csv(metrics), encoding="utf-8")
     stored = await resources.storage.put_file(keys.job_object(lease.job_id, lease.fence, "step_metrics.csv"), table)
-    results = _Results(adapter, stored, step_records.trained_tokens(metrics), last_step)
+    results = _Results(adapter, stored, last_step)
     await guarded.write(resources, lease, partial(_publish, results))
 
 
@@ -66,7 +65,6 @@ async def _publish(results: _Results, session: AsyncSession, job: Job, now: date
     )
     job.result_file_ids = [file.id for file in files]
     job.fine_tuned_model = name
-    job.trained_tokens = results.trained_tokens
     events.add(session, job, f"New fine-tuned model created: {name}", now=now)
     job_states.move(session, job, JobStatus.SUCCEEDED, message="The job has successfully completed", now=now)
     leases.release(session, job)

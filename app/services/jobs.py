@@ -13,7 +13,7 @@ from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.queue.base import VALIDATION_POOL
 from app.schemas.jobs import DpoHyperparameters, Hyperparameters, JobCreate
-from app.services import adapters, events, extensions, job_states, leases, lookup, objects
+from app.services import adapters, endings, events, extensions, job_states, leases, lookup
 from app.services.adapters import Adapter
 from worker.contract.extension import Extension
 
@@ -122,7 +122,7 @@ async def cancel(session: AsyncSession, principal: Principal, *, job_id: str) ->
     now = utc_now()
     job_states.move(session, job, JobStatus.CANCELLED, message="The job has been cancelled", now=now)
     leases.revoke(session, job)
-    await objects.let_go_after(session, job)
+    await endings.after(session, job)
     await session.flush()
     return job
 
@@ -202,17 +202,25 @@ def _hyperparameters(body: JobCreate) -> Hyperparameters:
         kind = lookup.shown(body.method.type)
         sentence = f"Method type '{kind}' is not available on this server; 'supervised' and 'dpo' are."
         raise InvalidRequest(sentence, param="method.type")
+    older = body.hyperparameters or Hyperparameters()
     if body.method is not None and body.method.type == "dpo":
-        if body.hyperparameters is not None:
+        if older != Hyperparameters():
             sentence = "'hyperparameters' are those of the method 'supervised'; give 'method.dpo.hyperparameters'."
             raise InvalidRequest(sentence, param="hyperparameters")
         return (body.method.dpo and body.method.dpo.hyperparameters) or DpoHyperparameters()
     block = body.method.supervised if body.method else None
-    chosen = block.hyperparameters if block else None
-    if chosen is not None and body.hyperparameters is not None and chosen != body.hyperparameters:
-        sentence = "'hyperparameters' and 'method.supervised.hyperparameters' differ; give only the latter."
+    chosen = (block and block.hyperparameters) or Hyperparameters()
+    return Hyperparameters(**{name: _agreed(name, getattr(chosen, name), value) for name, value in older})
+
+
+def _agreed(name: str, chosen: float | str, older: float | str) -> float | str:
+    """What both places come to for one number, where "auto" leaves it to the other."""
+    if "auto" not in (chosen, older) and chosen != older:
+        sentence = (
+            f"'hyperparameters' and 'method.supervised.hyperparameters' differ in '{name}'; give only the latter."
+        )
         raise InvalidRequest(sentence, param="hyperparameters")
-    return chosen or body.hyperparameters or Hyperparameters()
+    return older if chosen == "auto" else chosen
 
 
 async def _require_file(session: AsyncSession, principal: Principal, *, file_id: str, param: str) -> None:

@@ -210,7 +210,8 @@ def _hyperparameters(body: JobCreate) -> Hyperparameters:
         return (body.method.dpo and body.method.dpo.hyperparameters) or DpoHyperparameters()
     block = body.method.supervised if body.method else None
     chosen = (block and block.hyperparameters) or Hyperparameters()
-    return Hyperparameters(**{name: _agreed(name, getattr(chosen, name), value) for name, value in older})
+    agreed = {name: _agreed(name, getattr(chosen, name), value) for name, value in older}
+    return Hyperparameters.model_validate(agreed)
 
 
 def _agreed(name: str, chosen: float | str, older: float | str) -> float | str:

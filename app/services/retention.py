@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import TERMINAL, Checkpoint, Job
-from app.db.queries import of_job, of_project
+from app.db.queries import naming, of_job
 from app.services import objects
 
 _STATES_KEPT = 2
@@ -28,7 +28,7 @@ async def prune(session: AsyncSession, job: Job, *, epochs: int) -> None:
     candidates = [row for row in rows[_STATES_KEPT:] if _epoch(job, row) <= _epoch(job, rows[0]) - epochs]
     if not candidates:
         return
-    in_use = await _in_use(session, job, candidates)
+    in_use = await _in_use(session, candidates)
     for row in candidates:
         if row.adapter_key not in in_use:
             await session.delete(row)
@@ -51,13 +51,11 @@ async def _drop_states(session: AsyncSession, job: Job, rows: Sequence[Checkpoin
             await objects.let_go(session, project_id=job.project_id, storage_key=key)
 
 
-async def _in_use(session: AsyncSession, job: Job, rows: Sequence[Checkpoint]) -> set[str]:
-    """The adapters that jobs under way continue from."""
-    key = Job.initial_adapter["key"].as_string()
-    continuing = of_project(Job, job.project_id).where(
-        Job.status.not_in(TERMINAL), key.in_([row.adapter_key for row in rows])
-    )
-    return set(await session.scalars(continuing.with_only_columns(key)))
+async def _in_use(session: AsyncSession, rows: Sequence[Checkpoint]) -> set[str]:
+    """The adapters that jobs under way continue from, whosever they are."""
+    initial = Job.initial_adapter["key"].as_string()
+    query = naming(initial, [row.adapter_key for row in rows]).where(Job.status.not_in(TERMINAL))
+    return set(await session.scalars(query))
 
 
 def _epoch(job: Job, row: Checkpoint) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 from openai import AsyncStream
@@ -12,7 +11,7 @@ from openai.types.fine_tuning import FineTuningJobEvent
 from app.api import events as events_api
 from app.db.models import JobStatus
 from tests import factories
-from tests.backends import Backends
+from tests.backends import Site
 from tests.conftest import Tenant, serve, tenant_of
 
 PATIENCE_SECONDS = 20
@@ -122,9 +121,8 @@ async def test_followers_hold_no_connection_of_the_databases(tenant: Tenant) -> 
             assert [event.message async for event in stream] == ["The job has been cancelled"]
 
 
-async def test_a_client_that_goes_away_leaves_nothing_running(backends: Backends, tmp_path: Path) -> None:
+async def test_a_client_that_goes_away_leaves_nothing_running(site: Site) -> None:
     """A server that still told somebody of a job would not end."""
-    site = backends.new(tmp_path / "data")
     serving = serve(site.settings())
     served = next(serving)
     async with tenant_of(served) as tenant:
@@ -134,4 +132,3 @@ async def test_a_client_that_goes_away_leaves_nothing_running(backends: Backends
                 async with http.stream("GET", path(job_id)) as answer:
                     assert (await anext(answer.aiter_lines())).startswith("id: ")
     await asyncio.to_thread(lambda: list(serving))
-    backends.discard(site)

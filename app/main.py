@@ -1,10 +1,11 @@
 """The HTTP application. Nothing happens at import; whoever calls `create_app` opens and closes the resources."""
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
 
-from app.api import admin, checkpoints, errors, files, jobs, logs, models, system, uploads
+from app.api import admin, checkpoints, errors, events, files, jobs, logs, models, system, uploads
 from app.api.middleware import RequestContext
 from app.resources import Resources
 
@@ -14,6 +15,7 @@ _ABOUT = "A self-hosted fine-tuning service that speaks OpenAI's API."
 def create_app(resources: Resources) -> FastAPI:
     app = _routes()
     app.state.resources = resources
+    app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
     return app
 
 
@@ -35,6 +37,6 @@ def _routes() -> FastAPI:
     )
     app.add_middleware(RequestContext)
     errors.install(app)
-    for resource in (files, uploads, jobs, checkpoints, logs, models, admin, system):
+    for resource in (files, uploads, jobs, events, checkpoints, logs, models, admin, system):
         app.include_router(resource.router)
     return app

@@ -35,9 +35,10 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
     async with open_resources(settings) as resources:
         await _first_steps(resources, console, trains=trains)
         url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
+        application = main.create_app(resources)
         api = _Server(
             uvicorn.Config(
-                main.create_app(resources),
+                application,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -52,6 +53,7 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
             if with_worker:
                 await _stop_others_at_a_fault(_worker(resources, draining), draining)
             await draining.wait()  # a worker that was asked to drain is done before; the API goes on
+            application.state.stopping.set()
             api.should_exit = True
             await answering
     return 0

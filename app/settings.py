@@ -138,6 +138,17 @@ class Settings(BaseSettings):
     max_crashes: int = Field(
         default=3, ge=1, description="Crashes without a new checkpoint between them after which a job fails."
     )
+    keep_checkpoint_epochs: int = Field(
+        default=3,
+        ge=1,
+        le=50,
+        description="Of a job's checkpoints, those of so many last epochs are kept, if the job says nothing else.",
+    )
+    paused_status: Literal["paused", "queued"] = Field(
+        default="paused",
+        description="What a paused job shows as its `status`. `queued` is for clients that check answers strictly, to "
+        "whom OpenAI's schema does not know `paused`; `hone.status` tells it anyway.",
+    )
     max_log_bytes: int = Field(default=16 * 1024**2, ge=1024, description="Most log text kept for one job.")
     tiny_model: bool = Field(
         default=True, description="Build and register the tiny base model hone-tiny at the first start."

@@ -13,7 +13,7 @@ from app.db.models import Checkpoint, Job, Organization
 from app.db.queries import of_job, server_rows
 from app.ids import new_id, random_text
 from app.resources import Resources
-from app.services import events, objects
+from app.services import events, objects, retention
 from app.services.leases import Lease
 from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing, StoredObject
@@ -40,7 +40,8 @@ async def save(resources: Resources, lease: Lease, *, step: int, is_last: bool, 
     """
     adapter = await upload_directory(resources, lease, directory / "adapter", f"checkpoints/{step}/adapter.zip")
     state = await upload_directory(resources, lease, directory / "state", f"checkpoints/{step}/state.zip")
-    await guarded.write(resources, lease, partial(_register, step, is_last, adapter, state))
+    epochs = resources.settings.keep_checkpoint_epochs
+    await guarded.write(resources, lease, partial(_register, step, is_last, adapter, state, epochs))
     await asyncio.to_thread(shutil.rmtree, directory)
 
 
@@ -49,6 +50,8 @@ async def restore(resources: Resources, job_id: str, directory: Path) -> Path | 
     async with resources.read() as session:
         found = list(await session.scalars(of_job(Checkpoint, job_id).order_by(Checkpoint.step.desc())))
     for checkpoint in found:
+        if checkpoint.state_key is None or checkpoint.state_sha256 is None:
+            continue
         target = directory / f"resume-{checkpoint.step}"
         try:
             for part, key, sha256 in (
@@ -94,6 +97,7 @@ async def _register(
     is_last: bool,
     adapter: StoredObject,
     state: StoredObject,
+    epochs: int,
     session: AsyncSession,
     job: Job,
     now: datetime,
@@ -104,7 +108,7 @@ async def _register(
     if checkpoint is None:
         checkpoint = await _new_checkpoint(session, job, step, is_last, now)
     else:  # this run went back behind a damaged checkpoint, and has made it anew
-        replaced = {checkpoint.adapter_key, checkpoint.state_key} - {adapter.key, state.key}
+        replaced = {key for key in (checkpoint.adapter_key, checkpoint.state_key) if key} - {adapter.key, state.key}
     checkpoint.metrics = figures
     checkpoint.adapter_key, checkpoint.adapter_sha256, checkpoint.adapter_bytes = (
         adapter.key,
@@ -117,6 +121,8 @@ async def _register(
     job.has_been_excused = False
     for old in replaced:
         await objects.let_go(session, project_id=job.project_id, storage_key=old)
+    await session.flush()
+    await retention.prune(session, job, epochs=epochs)
 
 
 async def _new_checkpoint(session: AsyncSession, job: Job, step: int, is_last: bool, now: datetime) -> Checkpoint:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db.models import Job
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import leases, objects
+from app.services import endings, leases
 from app.services.leases import Lease
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ async def write(
             async with resources.write() as session:
                 job, now = await leases.hold(session, lease)
                 result = await change(session, job, now)
-                await objects.let_go_after(session, job)
+                await endings.after(session, job)
                 return result
         except Unavailable:
             _log.warning("the database does not answer; job %s goes on and is written when it does", lease.job_id)

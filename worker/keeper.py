@@ -22,12 +22,13 @@ _LOOK_SECONDS = 1.0
 @dataclass(frozen=True)
 class Hold:
     """A lease that is kept. `revoked` is set when it is lost (cancelled, taken), `preempted` when the job is to
-    make room for another."""
+    make room for another, `paused` when its owner has paused it."""
 
     lease: Lease
     is_preemptible: bool = False
     revoked: asyncio.Event = field(default_factory=asyncio.Event)
     preempted: asyncio.Event = field(default_factory=asyncio.Event)
+    paused: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Keeper:
@@ -68,7 +69,7 @@ class Keeper:
                 else:
                     async with self._resources.read() as session:
                         asked_to_drain = await workers.is_asked_to_drain(session, description.id)
-                await self._look_for_revoked()
+                await self._look_at_held()
             except (Unavailable, SQLAlchemyError, OSError):
                 _log.warning("the database does not answer; leases are renewed when it does", exc_info=True)
             else:
@@ -77,12 +78,15 @@ class Keeper:
                     draining.set()
             await asyncio.sleep(min(_LOOK_SECONDS, ttl / 3))
 
-    async def _look_for_revoked(self) -> None:
+    async def _look_at_held(self) -> None:
         held = list(self._held.values())
         if not held:
             return
         async with self._resources.read() as session:
-            alive = await leases.still_held(session, [hold.lease for hold in held])
+            statuses = await leases.still_held(session, [hold.lease for hold in held])
         for hold in held:
-            if hold.lease.job_id not in alive:
+            status = statuses.get(hold.lease.job_id)
+            if status is None:
                 hold.revoked.set()
+            elif leases.is_given_up(status):
+                hold.paused.set()

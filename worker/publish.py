@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db import after_commit
 from app.db.models import Checkpoint, File, FineTunedModel, Job, JobStatus
 from app.db.queries import of_job
 from app.ids import new_id
@@ -23,7 +24,6 @@ from worker import checkpoints, guarded, step_records
 class _Results:
     adapter: StoredObject
     metrics: StoredObject
-    trained_tokens: int
     last_step: int
 
 
@@ -37,11 +37,16 @@ async def succeed(resources: Resources, lease: Lease, *, adapter_directory: Path
     # Encoded here and not where it is served, so that size, hash and ranges are those of what is downloaded.
     table.write_bytes(base64.b64encode(content) if resources.settings.result_files_base64 else content)
     stored = await resources.storage.put_file(keys.job_object(lease.job_id, lease.fence, "step_metrics.csv"), table)
-    results = _Results(adapter, stored, step_records.trained_tokens(metrics), last_step)
+    results = _Results(adapter, stored, last_step)
     await guarded.write(resources, lease, partial(_publish, results))
 
 
 async def _publish(results: _Results, session: AsyncSession, job: Job, now: datetime) -> None:
+    if leases.is_given_up(job.status):  # paused at its very end: once resumed, its last checkpoint becomes its result
+        for stored in (results.adapter, results.metrics):
+            after_commit.delete_object(session, stored.key)
+        leases.release(session, job)
+        return
     last = of_job(Checkpoint, job.id).where(Checkpoint.step == results.last_step)
     name = (await session.execute(last)).scalar_one().model_name
     files = [
@@ -63,7 +68,6 @@ async def _publish(results: _Results, session: AsyncSession, job: Job, now: date
     )
     job.result_file_ids = [file.id for file in files]
     job.fine_tuned_model = name
-    job.trained_tokens = results.trained_tokens
     events.add(session, job, f"New fine-tuned model created: {name}", now=now)
     job_states.move(session, job, JobStatus.SUCCEEDED, message="The job has successfully completed", now=now)
     leases.release(session, job)

@@ -21,6 +21,7 @@ from app.storage.base import StorageUnavailable
 from worker import checkpoints, guarded, step_records
 from worker.contract.events import Adjusted, Checkpoint, Evaluation, Started, Step
 from worker.log_tail import LogTail
+from worker.pace import Pace
 from worker.step_records import StepRecord
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Relay:
         self._pending: list[StepRecord] = []
         self._checkpoints: asyncio.Queue[Checkpoint] = asyncio.Queue()
         self._writing = asyncio.Lock()
+        self._pace = Pace()
 
     async def started(self, event: Started) -> None:
         """Store how the run is carried out before its first step, so that a resumed run repeats it exactly."""
@@ -58,6 +60,7 @@ class Relay:
         elif isinstance(event, Step):
             of_step = tuple(one for one in self._evaluations if one.step == event.step)
             self._evaluations.clear()
+            self._pace.step(event.seconds)
             self._pending.append(StepRecord(event, of_step))
         else:
             self._checkpoints.put_nowait(event)
@@ -121,7 +124,9 @@ class Relay:
         async with self._writing:
             while self._pending:
                 records = self._pending[:_MOST_AT_ONCE]
-                await guarded.write(self._resources, self.lease, partial(_write_records, records))
+                await guarded.write(
+                    self._resources, self.lease, partial(_write_records, records, self._pace.seconds_a_step)
+                )
                 del self._pending[: len(records)]
 
 
@@ -136,5 +141,7 @@ async def _record_adjustment(event: Adjusted, _session: AsyncSession, job: Job, 
         job.spec = {**job.spec, "execution": event.execution.model_dump()}
 
 
-async def _write_records(records: Sequence[StepRecord], session: AsyncSession, job: Job, now: datetime) -> None:
-    await step_records.write(session, job, records, now=now)
+async def _write_records(
+    records: Sequence[StepRecord], seconds_a_step: float, session: AsyncSession, job: Job, now: datetime
+) -> None:
+    await step_records.write(session, job, records, seconds_a_step=seconds_a_step, now=now)

@@ -95,6 +95,7 @@ class Runner:
         self._bases = bases
         self._revoked = hold.revoked
         self._preempted = hold.preempted
+        self._paused = hold.paused
         self._draining = draining
         self._directory = work_directory
         self._trainer_is_free = True
@@ -146,10 +147,11 @@ class Runner:
         relay = Relay(self._resources, self._lease, log)
         relaying = asyncio.create_task(relay.run())
         relaying.add_done_callback(lambda _: self._revoked.set())  # it ends only when cancelled, or the lease lost
+        drain, stop = self._settings.drain_seconds, self._settings.stop_grace_seconds
+        signals = ((self._revoked, False, stop), (self._draining, True, drain), (self._preempted, True, drain))
         stopping = [
-            asyncio.create_task(self._stop_when(self._revoked, trainer, start.run, checkpoint=False)),
-            asyncio.create_task(self._stop_when(self._draining, trainer, start.run, checkpoint=True)),
-            asyncio.create_task(self._stop_when(self._preempted, trainer, start.run, checkpoint=True)),
+            asyncio.create_task(self._stop_when(signal, trainer, start.run, checkpoint=checkpoint, grace_seconds=grace))
+            for signal, checkpoint, grace in (*signals, (self._paused, True, None))
         ]
         try:
             self._trainer_is_free = False
@@ -173,7 +175,10 @@ class Runner:
         """What comes of the work, which may be a long download; None if the worker is told to stop before."""
         tasks = [
             asyncio.ensure_future(work),
-            *(asyncio.ensure_future(told.wait()) for told in (self._revoked, self._draining, self._preempted)),
+            *(
+                asyncio.ensure_future(told.wait())
+                for told in (self._revoked, self._draining, self._preempted, self._paused)
+            ),
         ]
         working = tasks[0]
         try:
@@ -251,12 +256,18 @@ class Runner:
                     self._slot.trust()
                 relay.take(event)
 
-    async def _stop_when(self, signal: asyncio.Event, trainer: Trainer, run: str, *, checkpoint: bool) -> None:
-        """At the signal, ask the trainer to stop, and kill it when it has not within its grace."""
+    async def _stop_when(
+        self, signal: asyncio.Event, trainer: Trainer, run: str, *, checkpoint: bool, grace_seconds: float | None
+    ) -> None:
+        """At the signal, ask the trainer to stop, and kill it when it has not within its grace.
+
+        Nothing waits for a paused run, so it has all the time that a step takes: None is no limit but progress.
+        """
         await signal.wait()
         trainer.send(Stop(run=run, checkpoint=checkpoint))
-        await asyncio.sleep(self._settings.drain_seconds if checkpoint else self._settings.stop_grace_seconds)
-        trainer.kill()
+        if grace_seconds is not None:
+            await asyncio.sleep(grace_seconds)
+            trainer.kill()
 
     async def _settle(self, outcome: End) -> None:
         """Bring the job to the state that follows from how its run ended."""
@@ -285,7 +296,7 @@ class Runner:
             self._slot.doubt(failure, job_id=self._lease.job_id)
 
     async def _record_early_end(self, crash: Crash, session: AsyncSession, job: Job, now: datetime) -> bool:
-        if job.has_been_excused and self._trainer_was_ready:
+        if leases.is_given_up(job.status) or (job.has_been_excused and self._trainer_was_ready):
             await self._record_end(crash, session, job, now)
             return False
         leases.excused(session, job, reason=crash.reason, now=now)
@@ -294,7 +305,9 @@ class Runner:
     async def _record_end(
         self, outcome: Stopped | Crash | TrainError | BaseUnavailable, session: AsyncSession, job: Job, now: datetime
     ) -> None:
-        if isinstance(outcome, Stopped):
+        if leases.is_given_up(job.status) and not isinstance(outcome, Crash):
+            leases.release(session, job)  # however the run ended: a failure comes again when it is resumed
+        elif isinstance(outcome, Stopped):
             message = _PREEMPTED if self._preempted.is_set() and not self._draining.is_set() else _INTERRUPTED
             leases.hand_back(session, job, message=message, now=now)
         elif isinstance(outcome, BaseUnavailable):

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.models import Job, StepMetric
+from app.db.models import Job, JobStatus, StepMetric
 from app.db.queries import of_job
 from app.services import events
 from worker.contract.events import Evaluation, Step
@@ -40,8 +40,13 @@ class StepRecord:
     evaluations: Sequence[Evaluation] = field(default=())
 
 
-async def write(session: AsyncSession, job: Job, records: Sequence[StepRecord], *, now: datetime) -> None:
-    """Add metrics and events for steps that have none yet: what a resumed run repeats is left as it was."""
+async def write(
+    session: AsyncSession, job: Job, records: Sequence[StepRecord], *, seconds_a_step: float, now: datetime
+) -> None:
+    """Add metrics and events for steps that have none yet: what a resumed run repeats is left as it was.
+
+    When the job will be done follows from `seconds_a_step`; one that was paused is not expected to end.
+    """
     first = min(record.step.step for record in records)
     known_rows = await session.scalars(of_job(StepMetric, job.id).where(StepMetric.step >= first))
     known = {row.step for row in known_rows if row.kind == "train"}
@@ -63,9 +68,8 @@ async def write(session: AsyncSession, job: Job, records: Sequence[StepRecord], 
         events.add(session, job, message, now=now, type="metrics", data=data)
     last = records[-1].step
     job.current_step = max(job.current_step, last.step)
-    if job.total_steps is not None:
-        mean_seconds = sum(record.step.seconds for record in records) / len(records)
-        left = (job.total_steps - last.step) * mean_seconds
+    if job.total_steps is not None and job.status == JobStatus.RUNNING:
+        left = (job.total_steps - last.step) * seconds_a_step
         job.estimated_finish_at = now + timedelta(seconds=left)
 
 
@@ -82,11 +86,6 @@ async def step_figures(session: AsyncSession, job_id: str, step: int) -> dict[st
 async def all_metrics(session: AsyncSession, job_id: str) -> list[StepMetric]:
     query = of_job(StepMetric, job_id).order_by(StepMetric.step)
     return list(await session.scalars(query))
-
-
-def trained_tokens(metrics: Sequence[StepMetric]) -> int:
-    """Tokens of all examples times epochs, as OpenAI counts them."""
-    return sum(row.values["tokens"] for row in metrics if row.kind == "train")
 
 
 def as_csv(metrics: Sequence[StepMetric]) -> str:

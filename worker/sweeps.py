@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db.queries import database_now
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import leases, objects, workers
+from app.services import endings, leases, workers
 from worker.presence import Presence
 
 _log = logging.getLogger(__name__)
@@ -65,4 +65,4 @@ async def _crashed(resources: Resources, session, job, reason: str) -> None:
     _log.warning("job %s: %s", job.id, reason)
     now = await database_now(session)
     leases.crashed(session, job, reason=reason, max_crashes=resources.settings.max_crashes, now=now)
-    await objects.let_go_after(session, job)
+    await endings.after(session, job)

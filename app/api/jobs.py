@@ -8,14 +8,12 @@ from pydantic import Field
 from app.api import errors
 from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
-from app.db.models import Event, Job, JobStatus
+from app.db.models import Job, JobStatus
 from app.errors import InvalidRequest
 from app.schemas.jobs import (
     DpoBlockRead,
     DpoHyperparametersRead,
     DpoMethodRead,
-    EventList,
-    EventRead,
     HoneDetails,
     HyperparametersRead,
     JobCreate,
@@ -27,6 +25,7 @@ from app.schemas.jobs import (
     SupervisedMethodRead,
 )
 from app.services import jobs
+from app.settings import Settings
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], dependencies=AUTHENTICATED, responses=errors.RESPONSES
@@ -39,7 +38,8 @@ async def create_fine_tuning_job(
 ) -> JobRead:
     """Create a job. Its files are validated first; follow its status or its events."""
     most = resources.settings.max_sequence_tokens
-    return _read(await jobs.create(session, principal, body=body, max_sequence_tokens=most))
+    job = await jobs.create(session, principal, body=body, max_sequence_tokens=most)
+    return _read(job, resources.settings)
 
 
 @router.get(
@@ -62,37 +62,49 @@ async def list_fine_tuning_jobs(
     request: Request,
     principal: Caller,
     session: ReadSession,
+    resources: Opened,
     after: After = None,
     limit: Annotated[int, Field(ge=1, le=100), PLAIN_INTEGER] = 20,
 ) -> JobList:
     """List the project's jobs, newest first."""
     metadata = _metadata_filter(request)
     page = await jobs.search(session, principal, after=after, limit=limit, metadata=metadata)
-    return JobList(data=[_read(job) for job in page.rows], has_more=page.has_more)
+    return JobList(data=[_read(job, resources.settings) for job in page.rows], has_more=page.has_more)
 
 
 @router.get("/{fine_tuning_job_id}")
-async def retrieve_fine_tuning_job(fine_tuning_job_id: str, principal: Caller, session: ReadSession) -> JobRead:
-    return _read(await jobs.get(session, principal, job_id=fine_tuning_job_id))
+async def retrieve_fine_tuning_job(
+    fine_tuning_job_id: str, principal: Caller, session: ReadSession, resources: Opened
+) -> JobRead:
+    job = await jobs.get(session, principal, job_id=fine_tuning_job_id)
+    return _read(job, resources.settings)
 
 
 @router.post("/{fine_tuning_job_id}/cancel")
-async def cancel_fine_tuning_job(fine_tuning_job_id: str, principal: Caller, session: WriteSession) -> JobRead:
+async def cancel_fine_tuning_job(
+    fine_tuning_job_id: str, principal: Caller, session: WriteSession, resources: Opened
+) -> JobRead:
     """Cancel a job that has not ended. Cancelling a cancelled job changes nothing."""
-    return _read(await jobs.cancel(session, principal, job_id=fine_tuning_job_id))
+    job = await jobs.cancel(session, principal, job_id=fine_tuning_job_id)
+    return _read(job, resources.settings)
 
 
-@router.get("/{fine_tuning_job_id}/events")
-async def list_fine_tuning_events(
-    fine_tuning_job_id: str,
-    principal: Caller,
-    session: ReadSession,
-    after: After = None,
-    limit: Annotated[int, Field(ge=1, le=1000), PLAIN_INTEGER] = 20,
-) -> EventList:
-    """List a job's events, newest first."""
-    page = await jobs.list_events(session, principal, job_id=fine_tuning_job_id, after=after, limit=limit)
-    return EventList(data=[_read_event(event) for event in page.rows], has_more=page.has_more)
+@router.post("/{fine_tuning_job_id}/pause")
+async def pause_fine_tuning_job(
+    fine_tuning_job_id: str, principal: Caller, session: WriteSession, resources: Opened
+) -> JobRead:
+    """Pause a job that is queued or runs. A run saves a checkpoint at its next step, and its slot is free."""
+    job = await jobs.pause(session, principal, job_id=fine_tuning_job_id)
+    return _read(job, resources.settings)
+
+
+@router.post("/{fine_tuning_job_id}/resume")
+async def resume_fine_tuning_job(
+    fine_tuning_job_id: str, principal: Caller, session: WriteSession, resources: Opened
+) -> JobRead:
+    """Put a paused job back into the queue. It goes on exactly as if it had not been paused."""
+    job = await jobs.resume(session, principal, job_id=fine_tuning_job_id)
+    return _read(job, resources.settings)
 
 
 def _metadata_filter(request: Request) -> dict[str, str] | Literal["null"] | None:
@@ -108,8 +120,9 @@ def _metadata_filter(request: Request) -> dict[str, str] | Literal["null"] | Non
     return "null" if plain else pairs
 
 
-def _read(job: Job) -> JobRead:
+def _read(job: Job, settings: Settings) -> JobRead:
     hyperparameters, method = _method(job)
+    status = JobStatus(job.status).value
     return JobRead(
         id=job.id,
         created_at=unix(job.created_at),
@@ -118,7 +131,7 @@ def _read(job: Job) -> JobRead:
         model=job.model,
         fine_tuned_model=job.fine_tuned_model,
         organization_id=job.organization_id,
-        status=JobStatus(job.status).value,
+        status=settings.paused_status if job.status == JobStatus.PAUSED else status,
         training_file=job.training_file_id,
         validation_file=job.validation_file_id,
         result_files=job.result_file_ids,
@@ -131,6 +144,7 @@ def _read(job: Job) -> JobRead:
         integrations=[],
         user_provided_suffix=job.suffix,
         hone=HoneDetails(
+            status=status,
             current_step=job.current_step,
             total_steps=job.total_steps,
             requested=job.extension,
@@ -154,14 +168,3 @@ def _facts(dataset: dict[str, Any] | None) -> dict[str, Any] | None:
     if dataset is None:
         return None
     return {part: {k: v for k, v in facts.items() if k != "tokens"} for part, facts in dataset.items()}
-
-
-def _read_event(event: Event) -> EventRead:
-    return EventRead(
-        id=event.id,
-        created_at=unix(event.created_at),
-        level=event.level,  # pyright: ignore[reportArgumentType] - the column holds only these words
-        type=event.type,  # pyright: ignore[reportArgumentType] - likewise
-        message=event.message,
-        data=event.data or {},
-    )

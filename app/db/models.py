@@ -243,7 +243,10 @@ class StepMetric(JobRow):
 
 
 class Checkpoint(JobRow):
-    """A complete checkpoint in storage: the adapter, and the state that a resumed run needs beside it."""
+    """A complete checkpoint in storage: the adapter, and the state that a resumed run needs beside it.
+
+    States go once they are of no use (`app.services.retention`).
+    """
 
     __tablename__ = "checkpoints"
     __table_args__ = (Index(None, "job_id", "step", unique=True), Index(None, "adapter_key"))
@@ -254,9 +257,9 @@ class Checkpoint(JobRow):
     adapter_key: Mapped[str] = mapped_column(String(256))
     adapter_sha256: Mapped[str] = mapped_column(String(64))
     adapter_bytes: Mapped[int]
-    state_key: Mapped[str] = mapped_column(String(256))
-    state_sha256: Mapped[str] = mapped_column(String(64))
-    state_bytes: Mapped[int]
+    state_key: Mapped[str | None] = mapped_column(String(256))
+    state_sha256: Mapped[str | None] = mapped_column(String(64))
+    state_bytes: Mapped[int | None]
     created_at: Mapped[datetime]
 
 

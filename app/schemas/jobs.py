@@ -177,9 +177,11 @@ class JobError(Wire):
 class HoneDetails(Wire):
     """What OpenAI's job object has no place for: progress, and the settings that "auto" and defaults stood for.
 
-    `requested` is the request's `hone` object as it was sent, `spec` all that it and the defaults came to.
+    `requested` is the request's `hone` object as it was sent, `spec` all that it and the defaults came to; `status`
+    is the job's, also where the server shows paused jobs as queued.
     """
 
+    status: Status
     current_step: int
     total_steps: int | None
     requested: dict[str, Any] | None
@@ -192,7 +194,7 @@ class JobRead(Wire):
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     created_at: int
     finished_at: int | None
-    estimated_finish: int | None
+    estimated_finish: int | None = Field(description="While the job runs, by how long its last steps took; else null.")
     model: str
     fine_tuned_model: str | None
     organization_id: str
@@ -200,7 +202,9 @@ class JobRead(Wire):
     training_file: str
     validation_file: str | None
     result_files: list[str]
-    trained_tokens: int | None
+    trained_tokens: int | None = Field(
+        description="Once the job has ended, however: the tokens of its examples times epochs, as far as it came."
+    )
     seed: int
     error: JobError | None
     hyperparameters: HyperparametersRead | NoHyperparameters
@@ -208,6 +212,8 @@ class JobRead(Wire):
     metadata: dict[str, str] | None
     integrations: list[Any]
     user_provided_suffix: str | None
+    usage_metrics: None = Field(default=None, description="Always null: nothing is billed.")
+    shared_with_openai: Literal[False] = False
     hone: HoneDetails
 
 

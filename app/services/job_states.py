@@ -58,5 +58,6 @@ def move(
         job.queued_at = now
     if status in TERMINAL:
         job.finished_at = now
+    if status != JobStatus.RUNNING:
         job.estimated_finish_at = None
     events.add(session, job, message, now=now, level=level, data=data)

@@ -1,4 +1,4 @@
-"""Fine-tuning jobs as their owners see them: create, find, cancel, and read the events."""
+"""Fine-tuning jobs as their owners see them: create, find, cancel, pause and resume."""
 
 import secrets
 from typing import Literal
@@ -8,12 +8,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.auth import Principal
 from app.db import after_commit
 from app.db.models import TERMINAL, BaseModel, Event, Job, JobStatus
-from app.db.queries import scoped, server_rows
+from app.db.queries import database_now, scoped, server_rows
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.queue.base import VALIDATION_POOL
 from app.schemas.jobs import DpoHyperparameters, Hyperparameters, JobCreate
-from app.services import adapters, events, extensions, files, job_states, leases, lookup, objects
+from app.services import adapters, endings, events, extensions, files, job_states, leases, lookup
 from app.services.adapters import Adapter
 from worker.contract.extension import Extension
 
@@ -118,11 +118,44 @@ async def cancel(session: AsyncSession, principal: Principal, *, job_id: str) ->
     if job.status == JobStatus.CANCELLED:
         return job
     if job.status in TERMINAL:
-        raise InvalidRequest(f"Job {job.id} has already {job.status}; it cannot be cancelled.")
+        raise _illegal(job, "it cannot be cancelled")
     now = utc_now()
     job_states.move(session, job, JobStatus.CANCELLED, message="The job has been cancelled", now=now)
     leases.revoke(session, job)
-    await objects.let_go_after(session, job)
+    await endings.after(session, job)
+    await session.flush()
+    return job
+
+
+async def pause(session: AsyncSession, principal: Principal, *, job_id: str) -> Job:
+    """Paused in this transaction. Repeating it is no error.
+
+    Whoever trains the job keeps the lease until it has saved a checkpoint at the next step; see `leases.is_given_up`.
+    """
+    job = await get(session, principal, job_id=job_id, lock=True)
+    if job.status == JobStatus.PAUSED:
+        return job
+    if job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
+        raise _illegal(job, "only a queued or running job can be paused")
+    now = await database_now(session)
+    job_states.move(session, job, JobStatus.PAUSED, message="The job has been paused", now=now)
+    job.preempts_job_id = None
+    await session.flush()
+    return job
+
+
+async def resume(session: AsyncSession, principal: Principal, *, job_id: str) -> Job:
+    """Back to the queue. Of a job that is there or runs already nothing is changed: that is what a repetition finds."""
+    job = await get(session, principal, job_id=job_id, lock=True)
+    if job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
+        return job
+    if job.status != JobStatus.PAUSED:
+        raise _illegal(job, "only a paused job can be resumed")
+    now = await database_now(session)
+    message = "The job has been resumed, moving job to queued state"
+    job_states.move(session, job, JobStatus.QUEUED, message=message, now=now)
+    job.not_before_at = None
+    after_commit.wake(session, job.pool)
     await session.flush()
     return job
 
@@ -150,6 +183,17 @@ async def _start_of(session: AsyncSession, principal: Principal, body: JobCreate
     return (await session.execute(query)).scalar_one(), adapter
 
 
+def _illegal(job: Job, what: str) -> InvalidRequest:
+    """With status 400: clients take a 409 for something that passes, and repeat the request."""
+    is_how = {
+        JobStatus.VALIDATING_FILES: "is still validating its files",
+        JobStatus.CANCELLED: "has already been cancelled",
+        JobStatus.SUCCEEDED: "has already succeeded",
+        JobStatus.FAILED: "has already failed",
+    }.get(job.status, f"is {job.status}")
+    return InvalidRequest(f"Job {job.id} {is_how}; {what}.", code="invalid_job_status")
+
+
 def _hyperparameters(body: JobCreate) -> Hyperparameters:
     """From the method's block, or from the older field; clients of either age are served."""
     if body.integrations:
@@ -158,17 +202,26 @@ def _hyperparameters(body: JobCreate) -> Hyperparameters:
         kind = lookup.shown(body.method.type)
         sentence = f"Method type '{kind}' is not available on this server; 'supervised' and 'dpo' are."
         raise InvalidRequest(sentence, param="method.type")
+    older = body.hyperparameters or Hyperparameters()
     if body.method is not None and body.method.type == "dpo":
-        if body.hyperparameters is not None:
+        if older != Hyperparameters():
             sentence = "'hyperparameters' are those of the method 'supervised'; give 'method.dpo.hyperparameters'."
             raise InvalidRequest(sentence, param="hyperparameters")
         return (body.method.dpo and body.method.dpo.hyperparameters) or DpoHyperparameters()
     block = body.method.supervised if body.method else None
-    chosen = block.hyperparameters if block else None
-    if chosen is not None and body.hyperparameters is not None and chosen != body.hyperparameters:
-        sentence = "'hyperparameters' and 'method.supervised.hyperparameters' differ; give only the latter."
+    chosen = (block and block.hyperparameters) or Hyperparameters()
+    agreed = {name: _agreed(name, getattr(chosen, name), value) for name, value in older}
+    return Hyperparameters.model_validate(agreed)
+
+
+def _agreed(name: str, chosen: float | str, older: float | str) -> float | str:
+    """What both places come to for one number, where "auto" leaves it to the other."""
+    if "auto" not in (chosen, older) and chosen != older:
+        sentence = (
+            f"'hyperparameters' and 'method.supervised.hyperparameters' differ in '{name}'; give only the latter."
+        )
         raise InvalidRequest(sentence, param="hyperparameters")
-    return chosen or body.hyperparameters or Hyperparameters()
+    return older if chosen == "auto" else chosen
 
 
 async def _require_file(session: AsyncSession, principal: Principal, *, file_id: str, param: str) -> None:

@@ -117,9 +117,18 @@ async def renew(session: AsyncSession, held: Sequence[Lease], *, ttl_seconds: fl
     )
 
 
-async def still_held(session: AsyncSession, held: Sequence[Lease]) -> set[str]:
-    """The ids of the jobs whose leases are still this worker's: one query for all its slots."""
-    return set(await session.scalars(select(Job.id).where(_any_of(held))))
+async def still_held(session: AsyncSession, held: Sequence[Lease]) -> dict[str, JobStatus]:
+    """The jobs whose leases are still this worker's, and their statuses: one query for all its slots."""
+    rows = await session.execute(select(Job.id, Job.status).where(_any_of(held)))
+    return {job_id: JobStatus(status) for job_id, status in rows}
+
+
+def is_given_up(status: JobStatus) -> bool:
+    """Of a job under a lease: it was paused, and perhaps resumed since. The holder stops at a checkpoint and lets go.
+
+    Until then nobody else can claim it: what the holder still saves is what the job goes on from.
+    """
+    return status in (JobStatus.PAUSED, JobStatus.QUEUED)
 
 
 def release(session: AsyncSession, job: Job) -> None:
@@ -162,7 +171,14 @@ def excused(session: AsyncSession, job: Job, *, reason: str, now: datetime) -> N
 
 
 def crashed(session: AsyncSession, job: Job, *, reason: str, max_crashes: int, now: datetime) -> None:
-    """Count an unexplained death: the job goes back, or fails when it has died too often without progress."""
+    """Count an unexplained death: the job goes back, or fails when it has died too often without progress.
+
+    A run that was about to stop for a pause has only lost its steps since the last checkpoint. That counts nothing.
+    """
+    if is_given_up(job.status):
+        events.add(session, job, f"{reason}; the job goes on from its last checkpoint", now=now, level="warn")
+        release(session, job)
+        return
     job.crashes += 1
     if job.crashes < max_crashes:
         again = f"{reason}; the job will be tried again"

@@ -69,7 +69,7 @@ _JOBS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {
-            "hyperparameters": {"n_epochs": 1},
+            "hyperparameters": {"n_epochs": 1, "batch_size": 4},
             "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
         },
         "hyperparameters",
@@ -291,6 +291,9 @@ _ROUTES = [
     ("GET", "/v1/files/{}/content"),
     ("GET", "/v1/fine_tuning/jobs/{}"),
     ("POST", "/v1/fine_tuning/jobs/{}/cancel"),
+    ("POST", "/v1/fine_tuning/jobs/{}/pause"),
+    ("POST", "/v1/fine_tuning/jobs/{}/resume"),
+    ("GET", "/v1/fine_tuning/jobs/{}/events?stream=true"),
     ("GET", "/v1/fine_tuning/jobs/{}/events"),
     ("GET", "/v1/fine_tuning/jobs/{}/checkpoints"),
     ("GET", "/v1/fine_tuning/jobs/{}/logs"),

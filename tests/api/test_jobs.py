@@ -1,5 +1,7 @@
 """/v1/fine_tuning/jobs through the official client."""
 
+from typing import Any
+
 import httpx
 import pytest
 from openai import BadRequestError, NotFoundError
@@ -81,6 +83,57 @@ async def test_older_clients_give_hyperparameters_at_the_top(tenant: Tenant) -> 
     )
     assert job.hyperparameters.to_dict() == {"n_epochs": 4, "batch_size": "auto", "learning_rate_multiplier": 2.0}
     assert 0 <= job.seed < 2**31
+
+
+@pytest.mark.parametrize(
+    ("older", "chosen", "agreed"),
+    [
+        ({"n_epochs": 4}, {"batch_size": 8}, (4, 8, "auto")),
+        ({"n_epochs": 4, "batch_size": "auto"}, {"n_epochs": "auto", "batch_size": 8}, (4, 8, "auto")),
+        ({"n_epochs": 4}, {"n_epochs": 4, "learning_rate_multiplier": 2}, (4, "auto", 2.0)),
+        ({"n_epochs": None}, None, ("auto", "auto", "auto")),
+    ],
+)
+async def test_both_places_of_hyperparameters_are_read_as_one(
+    tenant: Tenant, older: Any, chosen: Any, agreed: tuple[object, ...]
+) -> None:
+    training = await factories.file(tenant.resources, tenant.principal)
+    job = await tenant.client.fine_tuning.jobs.create(
+        model=factories.BASE_MODEL,
+        training_file=training.id,
+        hyperparameters=older,
+        method={"type": "supervised", "supervised": {"hyperparameters": chosen}},
+    )
+    hyperparameters = job.hyperparameters
+    found = (hyperparameters.n_epochs, hyperparameters.batch_size, hyperparameters.learning_rate_multiplier)
+    assert found == agreed
+
+
+async def test_every_field_of_the_official_client_at_once(tenant: Tenant) -> None:
+    """All three methods' blocks, of which the two that are not chosen need not even be valid."""
+    training = await factories.file(tenant.resources, tenant.principal)
+    auto: Any = {"batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": "auto"}
+    for method in ("supervised", "dpo"):
+        job = await tenant.client.fine_tuning.jobs.create(
+            model=factories.BASE_MODEL,
+            training_file=training.id,
+            validation_file=training.id,
+            hyperparameters=auto,
+            integrations=None,
+            metadata={"foo": "string"},
+            method={
+                "type": method,
+                "supervised": {"hyperparameters": auto | {"n_epochs": 3 if method == "supervised" else "many"}},
+                "dpo": {"hyperparameters": auto | {"beta": 0.5 if method == "dpo" else -1}},
+                "reinforcement": {"grader": 7, "hyperparameters": None},  # pyright: ignore[reportArgumentType]
+            },
+            seed=2**31 - 1,
+            suffix="x" * 64,
+        )
+        assert job.method is not None
+        assert job.method.type == method
+        assert job.hyperparameters.n_epochs == (3 if method == "supervised" else None)
+        assert job.seed == 2**31 - 1
 
 
 async def test_blocks_of_other_methods_are_ignored(tenant: Tenant) -> None:
@@ -224,6 +277,7 @@ async def test_a_succeeded_job_names_its_model_and_results(tenant: Tenant) -> No
     assert adapter.filename == "adapter.zip"
     assert (await tenant.client.files.content(metrics.id)).text.startswith("step,train_loss,train_accuracy,")
     assert job.to_dict()["hone"] == {
+        "status": "succeeded",
         "current_step": 36,
         "total_steps": 36,
         "requested": None,

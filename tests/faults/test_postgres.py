@@ -1,6 +1,7 @@
 """PostgreSQL restarts, resets, falls silent or is overloaded: requests are answered in time, and nothing is lost."""
 
 import asyncio
+import json
 import random
 import socket
 import time
@@ -93,6 +94,27 @@ def test_f15_a_black_hole_is_told_within_the_promised_time(
             recovered(made.wait_until_it_answers())
         assert made.check_answers()[503] > 0
         made.check_jobs()
+
+
+def test_f15_who_follows_events_waits_for_the_database(postgres_server: Postgres, tmp_path: Path) -> None:
+    settings = {"database_timeout_seconds": 1}
+    with stand.on_postgres(postgres_server, tmp_path / "data", **settings) as made, ThreadPoolExecutor(1) as reader:
+        assert made.proxy is not None
+        path = f"/v1/fine_tuning/jobs/{made.create_job().body['id']}"
+        following = reader.submit(made.client.get, f"{path}/events?stream=true")
+        time.sleep(0.5)
+        made.proxy.black_hole()
+        time.sleep(3)
+        made.proxy.heal()
+        made.wait_until_it_answers()
+        made.proxy.reset()
+        time.sleep(1.5)
+        assert not following.done()
+        assert made.request("POST", f"{path}/cancel").status == 200
+        *told, done = [line[6:] for line in following.result(20).text.splitlines() if line.startswith("data: ")]
+        assert done == "[DONE]"
+        listed = made.request("GET", f"{path}/events").body["data"]
+        assert [json.loads(event) for event in told] == listed[::-1]
 
 
 def test_f15_a_worker_in_a_black_hole_is_fenced(postgres_server: Postgres, tmp_path: Path, instant: float) -> None:

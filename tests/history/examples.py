@@ -79,7 +79,7 @@ def exchange(method: str, path: str, *seen: Seen, status: int | None = 200, **mo
 def _job(name: str, status: str, **columns: object) -> Row:
     row: Row = {"id": name, "project_id": _PROJECT, "status": status, "crashes": 0, "error": None, "lease_owner": None}
     row |= {"finished_at": NOW if status in ("succeeded", "failed", "cancelled") else None, "lease_expires_at": None}
-    return row | {"result_file_ids": [], "total_steps": None} | columns
+    return row | {"result_file_ids": [], "total_steps": None, "spec": {"n_epochs": 1}} | columns
 
 
 def _event(job_id: str, sequence: int, message: str, **columns: object) -> Row:

@@ -27,11 +27,12 @@ class Content:
 
 @dataclass(frozen=True)
 class Seen:
-    """An object in an answer. `kind` is its wire name, such as fine_tuning.job."""
+    """An object in an answer. `kind` is its wire name, such as fine_tuning.job; only checkpoints have a `step`."""
 
     kind: str
     id: str
     status: str | None
+    step: int | None = None
 
 
 @dataclass
@@ -133,4 +134,4 @@ def _objects(content: bytes) -> Iterable[Seen]:
     listed = body.get("data") if isinstance(body, dict) else None
     for one in [body, *(listed if isinstance(listed, list) else [])]:
         if isinstance(one, dict) and isinstance(one.get("id"), str) and isinstance(one.get("object"), str):
-            yield Seen(one["object"], one["id"], one.get("status"))
+            yield Seen(one["object"], one["id"], one.get("status"), one.get("step_number"))

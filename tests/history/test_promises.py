@@ -13,7 +13,7 @@ from tests.history.recorder import Content, Seen
 from tests.history.snapshot import Row
 
 OTHER = Content.of(b"other bytes")
-JOB = "fine_tuning.job"
+JOB, CHECKPOINT = "fine_tuning.job", "fine_tuning.job.checkpoint"
 Breach = Callable[[Record], Any]
 
 
@@ -64,6 +64,7 @@ BREACHES: list[tuple[int, str, Breach]] = [
     (1, "an acknowledged job is gone", say("POST", "/v1/fine_tuning/jobs", Seen(JOB, "ftjob-lost", "queued"))),
     (1, "an acknowledged file is gone", drop("files", id="file-sent")),
     (1, "an event that was shown is gone", drop("events", id="done-5")),
+    (1, "a checkpoint that was shown is gone", say("GET", "/done/checkpoints", Seen(CHECKPOINT, "lost", None, 1))),
     (2, "a running job that nobody holds", change("jobs", "running", lease_owner=None)),
     (2, "a lease that never ends", change("jobs", "running", lease_expires_at=None)),
     (2, "a queued job that nobody may claim", change("jobs", "queued", lease_owner="worker-a/0")),
@@ -139,6 +140,14 @@ def test_what_may_be_so_is_no_violation() -> None:
     record = examples.kept()
     drop("files", id="file-sent")(record)
     say("DELETE", "/v1/files/file-sent")(record)
+    assert promises.violations(record) == []
+
+    record = examples.kept()  # its checkpoints are of the steps 1 and 2
+    change("jobs", "done", total_steps=20, spec={"n_epochs": 20})(record)
+    change("checkpoints", "checkpoint-2", step=4, state_key=None)(record)
+    record.rows("step_metrics").clear()
+    drop("checkpoints", id="checkpoint-1")(record)
+    say("GET", "/v1/fine_tuning/jobs/done/checkpoints", Seen(CHECKPOINT, "checkpoint-1", None, 1))(record)
     assert promises.violations(record) == []
 
     record = examples.kept()

@@ -53,7 +53,7 @@ async def test_a_cancelled_jobs_worker_can_write_nothing_more(resources: Resourc
     async with resources.write() as session:
         await jobs.cancel(session, principal, job_id=job.id)
     async with resources.read() as session:
-        assert await leases.still_held(session, [lease]) == set()
+        assert await leases.still_held(session, [lease]) == {}
     with pytest.raises(leases.LeaseLost):
         async with resources.write() as session:
             await leases.hold(session, lease)

@@ -114,8 +114,8 @@ class Leases(RuleBasedStateMachine):
     def heartbeat(self, worker: str) -> None:
         believed = [lease for lease in (*self.held.values(), *self.lost) if lease.owner == f"{worker}/0"]
         self.write(lambda session: leases.renew(session, believed, ttl_seconds=60))
-        alive = self.write(lambda session: leases.still_held(session, believed)) if believed else set()
-        assert alive == {lease.job_id for lease in believed if self.held.get(lease.job_id) == lease}
+        alive = self.write(lambda session: leases.still_held(session, believed)) if believed else {}
+        assert set(alive) == {lease.job_id for lease in believed if self.held.get(lease.job_id) == lease}
 
     @precondition(lambda self: self.held)
     @rule(which=st.integers(0, 99))
@@ -191,6 +191,8 @@ class Leases(RuleBasedStateMachine):
             job, now = await leases.hold(session, lease)
             if how == "apply":
                 events.add(session, job, "applied", now=now)
+            elif leases.is_given_up(job.status) and how in ("finish", "fail_early"):
+                leases.release(session, job)  # as a runner does, however its run has ended
             elif how == "checkpoint":
                 job.crashes, job.has_been_excused = 0, False
             elif how == "crash":
@@ -231,6 +233,15 @@ class Leases(RuleBasedStateMachine):
         assert self.write(cancelling).status == JobStatus.CANCELLED
         self.lose([job.id] if job.id in self.held else [])
 
+    @rule(which=st.integers(0, 99))
+    def pause(self, which: int) -> None:
+        """Whoever holds the lease keeps it until it lets go."""
+        self.change_as_owner(which, jobs.pause, allowed=(JobStatus.QUEUED, JobStatus.RUNNING), becomes=JobStatus.PAUSED)
+
+    @rule(which=st.integers(0, 99))
+    def resume(self, which: int) -> None:
+        self.change_as_owner(which, jobs.resume, allowed=(JobStatus.PAUSED,), becomes=JobStatus.QUEUED)
+
     @invariant()
     def every_job_has_one_owner_or_can_be_claimed(self) -> None:
         for job in self.rows():
@@ -239,9 +250,9 @@ class Leases(RuleBasedStateMachine):
                 (lease.owner, lease.fence) if lease else (None,) * 2
             )
             if lease is None:
-                assert job.status in TERMINAL or job.status in (JobStatus.VALIDATING_FILES, JobStatus.QUEUED)
+                assert job.status != JobStatus.RUNNING
             else:
-                assert job.status in (JobStatus.VALIDATING_FILES, JobStatus.RUNNING)
+                assert job.status not in TERMINAL
             assert job.fence >= self.fences[job.id]
             assert job.status == self.ended.get(job.id, job.status)
             assert job.crashes < MAX_CRASHES or job.status == JobStatus.FAILED or job.status == JobStatus.CANCELLED
@@ -272,6 +283,23 @@ class Leases(RuleBasedStateMachine):
             mine = told.get(job.id, [])
             assert [event.sequence for event in mine] == list(range(1, job.event_sequence + 1))
             assert sum(event.message.startswith(ENDINGS) for event in mine) == (job.status in TERMINAL)
+
+    def change_as_owner(
+        self, which: int, change: Callable[..., Awaitable[Job]], *, allowed: Sequence[JobStatus], becomes: JobStatus
+    ) -> None:
+        before = pick(self.rows(), which)
+        principal = next(one for one in self.principals if one.project_id == before.project_id)
+
+        def changing(session: AsyncSession) -> Awaitable[Job]:
+            return change(session, principal, job_id=before.id)
+
+        if before.status in TERMINAL or before.status == JobStatus.VALIDATING_FILES:
+            with pytest.raises(InvalidRequest):
+                self.write(changing)
+            return
+        after = self.write(changing)
+        assert after.status == (becomes if before.status in allowed else before.status)
+        assert (after.lease_owner, after.fence) == (before.lease_owner, before.fence)
 
     def num_waiting(self) -> int:
         return sum(job.lease_owner is None and job.status not in TERMINAL for job in self.rows())
@@ -325,6 +353,8 @@ def test_a_long_walk(seed: int) -> None:
             steps["create"] = lambda status=status, priority=priority, which=which: machine.create(
                 which % 2, status, priority, which > 30
             )
+        steps["pause"] = lambda which=which: machine.pause(which)
+        steps["resume"] = lambda which=which: machine.resume(which)
         if machine.held:
             how = dice.choice(["apply", "checkpoint", "finish", "fail_early", "crash"])
             steps["write"] = lambda which=which, how=how: machine.write_as_holder(which, how)

@@ -154,13 +154,13 @@ async def test_still_held_forgets_a_cancelled_job(resources: Resources) -> None:
     lease = await claim(resources)
     assert lease is not None
     async with resources.read() as session:
-        assert await leases.still_held(session, [lease]) == {job_id}
+        assert await leases.still_held(session, [lease]) == {job_id: JobStatus.RUNNING}
     async with resources.write() as session:
         job = await session.get_one(Job, job_id)
         now = await database_now(session)
         job_states.move(session, job, JobStatus.CANCELLED, message="cancelled", now=now)
         leases.revoke(session, job)
     async with resources.read() as session:
-        assert await leases.still_held(session, [lease]) == set()
+        assert await leases.still_held(session, [lease]) == {}
     with pytest.raises(LeaseLost):
         await touch(resources, lease)

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from app.auth import Principal
 from app.db.models import Checkpoint as CheckpointRow
 from app.db.models import File, FineTunedModel, Job, JobStatus
-from app.db.queries import of_job
+from app.db.queries import of_job, of_project
 from app.resources import Resources, open_resources
+from app.services import jobs
 from app.storage import verified
 from app.storage.base import StoredObject
+from tests import factories
 from tests.backends import Site
 from tests.worker.test_relay import checkpoint, make_relay, step
 from worker import publish
@@ -55,4 +58,26 @@ async def test_the_checkpoint_of_the_last_step_taken_names_the_model(resources: 
     assert job.status == JobStatus.SUCCEEDED
     assert names[1].endswith(":ckpt-step-1")
     assert ":ckpt-step-" not in names[2]
-    assert (job.fine_tuned_model, model.job_id) == (names[2], job.id)
+    assert (job.fine_tuned_model, model.job_id, job.trained_tokens) == (names[2], job.id, 200)
+
+
+async def test_what_is_finished_while_it_is_paused_waits_for_its_owner(resources: Resources, tmp_path: Path) -> None:
+    relay = await make_relay(resources, tmp_path)
+    relay.take(step(1))
+    relay.take(checkpoint(tmp_path, 1).model_copy(update={"is_last": True}))
+    await relay.drain()
+    adapter = tmp_path / "result"
+    adapter.mkdir()
+    (adapter / "weights").write_bytes(b"adapter")
+    async with resources.write() as session:
+        job = await session.get_one(Job, relay.lease.job_id)
+        principal = Principal("key", job.project_id, job.organization_id)
+        await jobs.pause(session, principal, job_id=job.id)
+    before = await factories.objects(resources)
+    await publish.succeed(resources, relay.lease, adapter_directory=adapter, last_step=1)
+    async with resources.read() as session:
+        job = await session.get_one(Job, relay.lease.job_id)
+        models = list(await session.scalars(of_project(FineTunedModel, job.project_id)))
+    assert (job.status, job.lease_owner, job.fine_tuned_model, job.result_file_ids) == ("paused", None, None, [])
+    assert (job.trained_tokens, job.estimated_finish_at, models) == (None, None, [])
+    assert await factories.objects(resources) == before

@@ -104,6 +104,9 @@ class Extension(Options):
     checkpoint_interval_steps: int | None = Field(
         default=None, ge=1, le=2**31 - 1, description="Default: about 10 checkpoints a run, besides those of epochs."
     )
+    keep_checkpoint_epochs: int | None = Field(
+        default=None, ge=1, le=50, description="Checkpoints of so many last epochs are kept. Default: the server's, 3."
+    )
     early_stopping: EarlyStopping | None = Field(
         default=None, description="End the run when the validation loss falls no more."
     )

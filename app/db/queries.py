@@ -47,6 +47,13 @@ def naming(column: ColumnElement[str] | InstrumentedAttribute[Any], keys: Collec
     return select(column).where(column.in_(keys))
 
 
+def due(
+    column: InstrumentedAttribute[datetime] | InstrumentedAttribute[datetime | None], moment: datetime
+) -> Select[Any]:
+    """Rows of the column's table whose time has come at `moment`, in whatever project: for sweeps, as above."""
+    return select(column.class_).where(column <= moment)
+
+
 async def alone(session: AsyncSession, purpose: str) -> None:
     """Until the end of its transaction this session is the only one for the purpose: others wait here.
 

@@ -11,6 +11,7 @@ from app.db.models import BaseModel, BaseModelFile
 from app.db.queries import alone, database_now, server_rows
 from app.errors import InvalidRequest
 from app.ids import utc_now
+from app.services import lookup
 from app.storage import keys
 from worker.data.base_manifest import BaseFile
 from worker.data.base_model_source import BaseModelFacts
@@ -20,8 +21,26 @@ _ID = re.compile(r"[A-Za-z0-9_:./\-]{1,90}")
 _PURPOSE = "base models"  # one lock for all: files are shared between them
 
 
+def check_id(model_id: str) -> None:
+    """Raises InvalidRequest for what cannot be the name of a base model."""
+    if model_id.endswith("/adapter"):
+        raise InvalidRequest(f"{model_id} ends as the paths of adapters do; choose another id.", param="id")
+    if not _ID.fullmatch(model_id):
+        sentence = "An id has up to 90 letters, digits, hyphens, underscores, full stops, colons and slashes."
+        raise InvalidRequest(sentence, param="id")
+
+
 async def find(session: AsyncSession, model_id: str) -> BaseModel | None:
-    return await session.scalar(server_rows(BaseModel).where(BaseModel.id == model_id))
+    return await lookup.find(session, server_rows(BaseModel), BaseModel.id, model_id)
+
+
+async def require(session: AsyncSession, model_id: str, *, param: str | None = None) -> BaseModel:
+    """For the operator. Raises InvalidRequest if there is none of this name."""
+    base = await find(session, model_id)
+    if base is None:
+        sentence = f"{lookup.shown(model_id)} is not a registered base model; `hone models list` shows them."
+        raise InvalidRequest(sentence, param=param)
+    return base
 
 
 async def get_one(session: AsyncSession, model_id: str) -> BaseModel:
@@ -34,7 +53,7 @@ async def search(session: AsyncSession) -> Sequence[BaseModel]:
 
 
 async def files(session: AsyncSession, model_id: str) -> Sequence[BaseModelFile]:
-    """In no order. None for a base model that was registered by a Hone that did not record them."""
+    """In no order; empty for a base model that was registered by a Hone that did not record them."""
     return list(await session.scalars(server_rows(BaseModelFile).where(BaseModelFile.base_model_id == model_id)))
 
 
@@ -52,7 +71,7 @@ async def announce(
 
     Files that an interrupted upload or another base model has in storage are there already. Raises InvalidRequest.
     """
-    _check_id(model_id)
+    check_id(model_id)
     await alone(session, _PURPOSE)
     await _known(session, model_id, revision)
     now = await database_now(session)
@@ -95,7 +114,7 @@ async def add(
     linear_layers: Mapping[str, tuple[int, int]] | None = None,
 ) -> BaseModel:
     """Register a base model, or find it as it was registered. InvalidRequest if the id means another one."""
-    _check_id(model_id)
+    check_id(model_id)
     await alone(session, _PURPOSE)
     layers = {path: list(sizes) for path, sizes in linear_layers.items()} if linear_layers is not None else None
     known = await _known(session, model_id, facts.revision)
@@ -128,14 +147,6 @@ async def forget_abandoned(session: AsyncSession, *, older_than: timedelta) -> i
     for row in abandoned:
         await session.delete(row)
     return len(abandoned)
-
-
-def _check_id(model_id: str) -> None:
-    if model_id.endswith("/adapter"):
-        raise InvalidRequest(f"{model_id} ends as the paths of adapters do; choose another id.", param="id")
-    if not _ID.fullmatch(model_id):
-        sentence = "An id has up to 90 letters, digits, hyphens, underscores, full stops, colons and slashes."
-        raise InvalidRequest(sentence, param="id")
 
 
 async def _known(session: AsyncSession, model_id: str, revision: str) -> BaseModel | None:

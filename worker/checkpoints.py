@@ -116,7 +116,7 @@ async def _register(
     job.crashes = 0
     job.has_been_excused = False
     for old in replaced:
-        await objects.let_go(session, project_id=job.project_id, storage_key=old)
+        await objects.let_go(session, storage_key=old)
 
 
 async def _new_checkpoint(session: AsyncSession, job: Job, step: int, is_last: bool, now: datetime) -> Checkpoint:

@@ -144,6 +144,7 @@ def _read(job: Job) -> JobRead:
         integrations=[],
         user_provided_suffix=job.suffix,
         hone=HoneDetails(
+            requested_model=job.requested_model or job.model,
             current_step=job.current_step,
             total_steps=job.total_steps,
             requested=job.extension,

@@ -110,7 +110,7 @@ async def search(
 async def delete(session: AsyncSession, principal: Principal, *, file_id: str) -> File:
     file = await get(session, principal, file_id=file_id, lock=True)
     await session.delete(file)
-    await objects.let_go(session, project_id=principal.project_id, storage_key=file.storage_key)
+    await objects.let_go(session, storage_key=file.storage_key)
     return file
 
 

@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from app.db.models import BaseModel, FineTunedModel
+from app.db.models import FineTunedModel
 from app.errors import InvalidRequest
 from app.ids import new_id
 from app.resources import Resources
 from app.services import base_models, models
 from app.storage import keys
-from worker.data import adapter_source, archive, base_layers, base_model_source
+from worker.bases import Bases, BaseUnavailable
+from worker.data import adapter_source, archive
 from worker.data.base_model_source import BadBaseModel
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")  # a job's suffix may hold no more either
@@ -22,12 +23,11 @@ async def run(resources: Resources, *, name: str, base_id: str, source: Path) ->
     if not _NAME.fullmatch(name):
         raise InvalidRequest(f"{name[:100]!r} is no name: up to 64 letters, digits, hyphens, underscores, full stops.")
     async with resources.read() as session:
-        base = await base_models.find(session, base_id)
-        layers = await base_models.linear_layers(session, base_id)
-    if base is None:
-        raise InvalidRequest(f"{base_id[:200]} is not a registered base model; `hone models list` shows them.")
-    if layers is None:  # registered before they were recorded
-        layers = await asyncio.to_thread(_layers, base)
+        base = await base_models.require(session, base_id)
+    try:
+        layers = await Bases(resources).linear_layers(base)
+    except BaseUnavailable as error:
+        raise BadBaseModel(f"the base model {base.id} cannot be used here: {error.__cause__}") from error
     with TemporaryDirectory(dir=resources.settings.data, prefix="import-") as scratch:
         copy, packed = Path(scratch) / "adapter", Path(scratch) / "adapter.zip"
         lora = await asyncio.to_thread(
@@ -37,11 +37,3 @@ async def run(resources: Resources, *, name: str, base_id: str, source: Path) ->
         stored = await resources.storage.put_file(keys.imported_adapter(new_id("import-")), packed)
     async with resources.write() as session:
         return await models.add_imported(session, base=base, name=name, stored=stored, lora=lora)
-
-
-def _layers(base: BaseModel) -> dict[str, tuple[int, int]]:
-    """Slow: the base is verified, so that sizes are its own."""
-    directory, revision = base_model_source.fetch(base.source, base.revision)
-    if revision != base.revision:
-        raise BadBaseModel(f"{base.source} has changed since it was registered; register it again under another id")
-    return base_layers.linear_layers(directory)

@@ -58,10 +58,7 @@ async def _directorys_base(resources: Resources, base_id: str | None) -> BaseMod
     if base_id is None:
         raise InvalidRequest("An adapter's directory needs --base: the registered base model that it was trained on.")
     async with resources.read() as session:
-        base = await base_models.find(session, base_id)
-    if base is None:
-        raise InvalidRequest(f"{base_id[:200]} is not a registered base model; `hone models list` shows them.")
-    return base
+        return await base_models.require(session, base_id)
 
 
 async def _fetch_adapter(resources: Resources, name: str, base_id: str | None, directory: Path) -> BaseModel:

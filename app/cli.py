@@ -19,7 +19,7 @@ from app.errors import ApiError, NotFound
 from app.observability import configure_logging
 from app.resources import open_resources
 from app.schemas.admin import WorkerList
-from app.services import base_models, keys, workers
+from app.services import base_models, keys, model_aliases, workers
 from app.settings import Settings
 from app.storage.base import StorageUnavailable
 from worker.data import base_model_source
@@ -177,13 +177,50 @@ def list_models(data: DataDirectory = None) -> None:
 
     async def search():
         async with open_resources(settings) as resources, resources.read() as session:
-            return await base_models.search(session)
+            return await base_models.search(session), await model_aliases.search(session)
 
+    bases, aliases = asyncio.run(search())
     table = Table("id", "parameters", "context", "revision", "source", box=None)
-    for base in asyncio.run(search()):
+    for base in bases:
         size = f"{base.num_parameters / 1e6:.1f} M"
         table.add_row(base.id, size, str(base.context_tokens), base.revision[:12], base.source)
     console.print(table)
+    for alias in aliases:
+        console.print(f"{alias.id} stands for {alias.base_model_id}")
+
+
+@models.command("alias")
+def alias_model(
+    name: Annotated[str, typer.Argument(help="The name that clients use, such as gpt-4o-mini-2024-07-18.")],
+    base: Annotated[str, typer.Argument(help="The registered base model that it shall stand for.")],
+    data: DataDirectory = None,
+) -> None:
+    """Let a base model be named otherwise too; a name that stands for another is moved to this one."""
+    settings = _settings(data)
+    migrations.require_current(settings.resolved_database_url)
+
+    async def put() -> None:
+        async with open_resources(settings) as resources, resources.write() as session:
+            await model_aliases.put(session, name=name, base_id=base)
+
+    asyncio.run(put())
+    console.print(f"{name} stands for {base}.")
+
+
+@models.command("unalias")
+def unalias_model(
+    name: Annotated[str, typer.Argument(help="The alias, as `hone models list` shows it.")], data: DataDirectory = None
+) -> None:
+    """Remove an alias. Jobs that were created by it are not affected."""
+    settings = _settings(data)
+    migrations.require_current(settings.resolved_database_url)
+
+    async def remove() -> None:
+        async with open_resources(settings) as resources, resources.write() as session:
+            await model_aliases.remove(session, name=name)
+
+    asyncio.run(remove())
+    console.print(f"{name} stands for nothing any more.")
 
 
 @models.command("build-tiny")

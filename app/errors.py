@@ -45,10 +45,12 @@ class TooLarge(ApiError):
 
 
 class Unavailable(ApiError):
-    """The server cannot answer now and will again; say when in `Retry-After`."""
+    """The server cannot answer now and will again; says when in `Retry-After`, and that trying again makes sense."""
 
     status = 503
     type = "server_error"
 
     def __init__(self, message: str, *, retry_after_seconds: int = 2) -> None:
-        super().__init__(message, code="unavailable", headers={"Retry-After": str(retry_after_seconds)})
+        super().__init__(
+            message, code="unavailable", headers={"Retry-After": str(retry_after_seconds), "x-should-retry": "true"}
+        )

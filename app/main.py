@@ -5,7 +5,20 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.api import admin, checkpoints, errors, events, files, jobs, logs, models, system, uploads
+from app.api import (
+    admin,
+    checkpoints,
+    errors,
+    events,
+    files,
+    jobs,
+    logs,
+    model_aliases,
+    models,
+    permissions,
+    system,
+    uploads,
+)
 from app.api.middleware import RequestContext
 from app.resources import Resources
 
@@ -37,6 +50,18 @@ def _routes() -> FastAPI:
     )
     app.add_middleware(RequestContext)
     errors.install(app)
-    for resource in (files, uploads, jobs, events, checkpoints, logs, models, admin, system):
+    for resource in (
+        files,
+        uploads,
+        jobs,
+        events,
+        checkpoints,
+        permissions,
+        logs,
+        models,
+        admin,
+        model_aliases,
+        system,
+    ):
         app.include_router(resource.router)
     return app

@@ -5,8 +5,7 @@ from typing import Literal
 from alembic import context
 from sqlalchemy import Connection
 
-import app.db.models  # noqa: F401 - the metadata is that of the tables that were loaded
-from app.db import migrations
+from app.db import migrations, models, retry_models  # noqa: F401 - the metadata is that of the tables loaded
 from app.db.base import Base, UtcDateTime
 from app.settings import Settings
 

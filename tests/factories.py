@@ -34,11 +34,12 @@ def jsonl(rows: int = 12) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-async def project(resources: Resources) -> tuple[Principal, str]:
-    """A project of its own, with its key."""
+async def project(resources: Resources, *, beside: Principal | None = None) -> tuple[Principal, str]:
+    """A project of its own, with its key; of an organization of its own or of that of the project `beside`."""
     key = new_key()
     async with resources.write() as session:
-        made = await keys.create_project(session, name="test")
+        organization_id = beside.organization_id if beside else None
+        made = await keys.create_project(session, name="test", organization_id=organization_id)
         row = keys.create(session, project_id=made.id, name="test", key=key)
     return Principal(row.id, made.id, made.organization_id), key
 

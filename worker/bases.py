@@ -5,7 +5,7 @@ The trainer reads a directory and knows nothing of where it came from. Validatio
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from app.services import base_models, waiting
 from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import base_fetch
 from worker.base_cache import BaseCache, Entry, Lock, NoRoom
-from worker.data import base_manifest, base_model_source
+from worker.data import base_layers, base_manifest, base_model_source
 from worker.data.base_manifest import BadBaseModel, BaseFile
 
 _log = logging.getLogger(__name__)
@@ -63,6 +63,15 @@ class Bases:
         finally:
             if lock is not None:
                 lock.release()
+
+    async def linear_layers(self, base: BaseModel) -> Mapping[str, tuple[int, int]]:
+        """As recorded; of a base that was registered before they were, read from its weights. Raises as `use` does."""
+        async with self._resources.read() as session:
+            layers = await base_models.linear_layers(session, base.id)
+        if layers is not None:
+            return layers
+        async with self.use(base) as directory:
+            return await asyncio.to_thread(base_layers.linear_layers, directory)
 
     async def retry_unavailable(self) -> None:
         """Look each minute whether what could not be had can be had now."""

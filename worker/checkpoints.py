@@ -120,7 +120,7 @@ async def _register(
     job.crashes = 0
     job.has_been_excused = False
     for old in replaced:
-        await objects.let_go(session, project_id=job.project_id, storage_key=old)
+        await objects.let_go(session, storage_key=old)
     await session.flush()
     await retention.prune(session, job, epochs=epochs)
 

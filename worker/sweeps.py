@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db.queries import database_now
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import endings, leases, workers
+from app.services import endings, leases, retries, workers
 from worker.presence import Presence
 
 _log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ async def run(resources: Resources, presence: Presence) -> None:
                 tidied_at = answered_at
                 async with resources.write() as session:
                     await workers.remove_long_dead(session)
+                    await retries.forget_old(session)
         except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; sweeping goes on when it does", exc_info=True)
         await asyncio.sleep(_SWEEP_SECONDS)

@@ -36,7 +36,7 @@ from worker.contract.prepare import (
     ProcessLimits,
 )
 from worker.contract.spec import BaseModelRef, TrainSpec
-from worker.data import auto, base_layers
+from worker.data import auto
 from worker.keeper import Keeper
 from worker.preparer import Preparer
 
@@ -127,7 +127,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases, 
         most = min(resources.settings.max_sequence_tokens, base.context_tokens)
         max_sequence_tokens = extension.max_sequence_tokens or most
         if not isinstance(extension.adapter.target_modules, str):
-            await _check_target_modules(resources, extension.adapter.target_modules, base, bases)
+            await _check_target_modules(extension.adapter.target_modules, base, bases)
         async with bases.use(base, weights=False) as base_directory:
             request = PrepareRequest(
                 method=_method(job),
@@ -270,13 +270,8 @@ async def _record_end(
         leases.crashed(session, job, reason=error.message, max_crashes=settings.max_crashes, now=now)
 
 
-async def _check_target_modules(resources: Resources, names: Sequence[str], base: BaseModel, bases: Bases) -> None:
-    async with resources.read() as session:
-        layers = await base_models.linear_layers(session, base.id)
-    if layers is None:  # registered before they were recorded
-        async with bases.use(base) as directory:
-            layers = await asyncio.to_thread(base_layers.linear_layers, directory)
-    known = {path.rpartition(".")[2] for path in layers}
+async def _check_target_modules(names: Sequence[str], base: BaseModel, bases: Bases) -> None:
+    known = {path.rpartition(".")[2] for path in await bases.linear_layers(base)}
     if unknown := sorted(set(names) - known):
         message = f"The base model has no linear layers named {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         raise TrainError("invalid_hyperparameters", message, param="hone.adapter.target_modules")

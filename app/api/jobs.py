@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from app.api import errors
 from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
+from app.api.retries import REPEATED, ThisAttempt
 from app.api.times import unix, unix_or_none
 from app.db.models import Job, JobStatus
 from app.errors import InvalidRequest
@@ -24,7 +25,7 @@ from app.schemas.jobs import (
     SupervisedBlockRead,
     SupervisedMethodRead,
 )
-from app.services import jobs
+from app.services import jobs, retries
 from app.settings import Settings
 
 router = APIRouter(
@@ -32,13 +33,24 @@ router = APIRouter(
 )
 
 
-@router.post("")
+@router.post("", responses=REPEATED)
 async def create_fine_tuning_job(
-    body: JobCreate, principal: Caller, session: WriteSession, resources: Opened
+    body: JobCreate,
+    principal: Caller,
+    made: ThisAttempt,
+    session: WriteSession,
+    resources: Opened,
+    response: Response,
 ) -> JobRead:
-    """Create a job. Its files are validated first; follow its status or its events."""
+    """Create a job. Its files are validated first; follow its status or its events.
+
+    With an `Idempotency-Key` a request that is sent again is answered with the job that it has created already, as
+    it is now, and with `Idempotent-Replayed: true`; so are the repeated attempts of OpenAI's clients.
+    """
     most = resources.settings.max_sequence_tokens
-    job = await jobs.create(session, principal, body=body, max_sequence_tokens=most)
+    job, is_known = await retries.create_job(session, principal, made=made, body=body, max_sequence_tokens=most)
+    if is_known:
+        response.headers["Idempotent-Replayed"] = "true"
     return _read(job, resources.settings)
 
 
@@ -145,6 +157,7 @@ def _read(job: Job, settings: Settings) -> JobRead:
         user_provided_suffix=job.suffix,
         hone=HoneDetails(
             status=status,
+            requested_model=job.requested_model or job.model,
             current_step=job.current_step,
             total_steps=job.total_steps,
             requested=job.extension,

@@ -9,8 +9,8 @@ from app.api import downloads, errors
 from app.api.deps import AUTHENTICATED, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix
 from app.auth import Principal
-from app.db.models import BaseModel, FineTunedModel
-from app.schemas.models import ModelDeleted, ModelList, ModelRead
+from app.db.models import BaseModel, ModelAlias
+from app.schemas.models import ModelDeleted, ModelDetails, ModelList, ModelRead
 from app.services import models
 from app.storage.base import StoredObject
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/models", tags=["Models"], dependencies=AUTHENTICA
 
 @router.get("")
 async def list_models(principal: Caller, session: ReadSession) -> ModelList:
-    """List the server's base models and the project's fine-tuned models."""
+    """List the server's base models and their aliases, the project's models, and those that are shared with it."""
     return ModelList(data=[_read(principal, model) for model in await models.search(session, principal)])
 
 
@@ -43,7 +43,7 @@ async def retrieve_model(model: str, principal: Caller, session: ReadSession) ->
 
 @router.delete("/{model:path}")
 async def delete_model(model: str, principal: Caller, session: WriteSession) -> ModelDeleted:
-    """Delete a fine-tuned model."""
+    """Delete a fine-tuned model, also for those it is shared with. Jobs that continue from it go on."""
     return ModelDeleted(id=(await models.delete(session, principal, model_id=model)).id)
 
 
@@ -52,6 +52,14 @@ def _filename(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.\-]+", "-", model)
 
 
-def _read(principal: Principal, model: BaseModel | FineTunedModel) -> ModelRead:
-    owner = "system" if isinstance(model, BaseModel) else principal.organization_id
-    return ModelRead(id=model.id, created=unix(model.created_at), owned_by=owner)
+def _read(principal: Principal, model: models.Model) -> ModelRead:
+    owner, base = "system", model.id
+    if isinstance(model, BaseModel):
+        kind = "base"
+    elif isinstance(model, ModelAlias):
+        kind, base = "alias", model.base_model_id
+    else:  # what is shared is shared within the organization
+        kind = "fine_tuned" if model.project_id == principal.project_id else "shared"
+        owner, base = principal.organization_id, model.base_model_id
+    details = ModelDetails(kind=kind, base_model=base)
+    return ModelRead(id=model.id, created=unix(model.created_at), owned_by=owner, hone=details)

@@ -156,6 +156,15 @@ class BaseModelFile(Base):
     touched_at: Mapped[datetime]
 
 
+class ModelAlias(Base):
+    """Another name for a base model, so that clients need not learn its own."""
+
+    __tablename__ = "model_aliases"
+    id: Mapped[str] = mapped_column(String(256), primary_key=True)
+    base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
+    created_at: Mapped[datetime]
+
+
 class Job(ProjectRow):
     """A fine-tuning job. The lease columns say who works on it; only `app.services.leases` writes them.
 
@@ -175,6 +184,7 @@ class Job(ProjectRow):
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     status: Mapped[JobStatus] = mapped_column(String(32))
     model: Mapped[str] = mapped_column(String(256))
+    requested_model: Mapped[str | None] = mapped_column(String(256))  # where it is another name of `model`
     base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
     # No foreign keys: a job still names its files after they were deleted.
     training_file_id: Mapped[str] = mapped_column(String(64))
@@ -278,6 +288,20 @@ class FineTunedModel(ProjectRow):
     created_at: Mapped[datetime]
 
 
+class CheckpointPermission(ProjectRow):
+    """Another project may use a model or checkpoint of this one: read it, and continue from it."""
+
+    __tablename__ = "checkpoint_permissions"
+    __table_args__ = (
+        Index(None, "project_id", "model_name", "shared_with_id", unique=True),
+        Index(None, "shared_with_id", "model_name"),
+    )
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model_name: Mapped[str] = mapped_column(String(256))
+    shared_with_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    created_at: Mapped[datetime]
+
+
 class LogSegment(JobRow):
     """A piece of a job's log in storage; read in the order of (fence, number)."""
 
@@ -311,4 +335,4 @@ class Worker(Base):
     drain_requested_at: Mapped[datetime | None]
 
 
-SERVER_TABLES = (Organization, Project, ApiKey, BaseModel, BaseModelFile, Worker)
+SERVER_TABLES = (Organization, Project, ApiKey, BaseModel, BaseModelFile, ModelAlias, Worker)

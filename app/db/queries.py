@@ -7,13 +7,13 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, func, literal_column, select
+from sqlalchemy import ColumnElement, Select, exists, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.auth import Principal
 from app.db.base import Base, JobRow, ProjectRow
-from app.db.models import SERVER_TABLES
+from app.db.models import SERVER_TABLES, Checkpoint, CheckpointPermission, FineTunedModel
 
 Row = TypeVar("Row", bound=Base)
 TenantRow = TypeVar("TenantRow", bound=ProjectRow)
@@ -25,6 +25,18 @@ def scoped(model: type[TenantRow], principal: Principal) -> Select[TenantRow]:
     return select(model).where(model.project_id == principal.project_id)
 
 
+def readable_models(principal: Principal) -> Select[FineTunedModel]:
+    """The models of the caller's project, and those that others share with it."""
+    own = FineTunedModel.project_id == principal.project_id
+    return select(FineTunedModel).where(or_(own, _is_shared(FineTunedModel, FineTunedModel.id, principal)))
+
+
+def readable_checkpoints(principal: Principal) -> Select[Checkpoint]:
+    """The checkpoints of the caller's project, and those that others share with it."""
+    own = Checkpoint.project_id == principal.project_id
+    return select(Checkpoint).where(or_(own, _is_shared(Checkpoint, Checkpoint.model_name, principal)))
+
+
 def server_rows(model: type[Row]) -> Select[Row]:
     """Rows that belong to the installation."""
     if model not in SERVER_TABLES:
@@ -33,7 +45,7 @@ def server_rows(model: type[Row]) -> Select[Row]:
 
 
 def of_project(model: type[TenantRow], project_id: str) -> Select[TenantRow]:
-    """A worker's rows of the project whose job it holds a lease on."""
+    """Rows of the project that owns what is in hand already: a job by its lease, a model that may be read."""
     return select(model).where(model.project_id == project_id)
 
 
@@ -69,3 +81,11 @@ async def database_now(session: AsyncSession) -> datetime:
         text: Any = await session.scalar(select(literal_column("strftime('%Y-%m-%dT%H:%M:%f', 'now')")))
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
     return (await session.execute(select(func.clock_timestamp()))).scalar_one()
+
+
+def _is_shared(model: type[ProjectRow], name: InstrumentedAttribute[str], principal: Principal) -> ColumnElement[bool]:
+    return exists().where(
+        CheckpointPermission.project_id == model.project_id,
+        CheckpointPermission.model_name == name,
+        CheckpointPermission.shared_with_id == principal.project_id,
+    )

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.schemas.common import Wire
+from app.schemas.common import Text, Wire
 
 
 class SlotRead(Wire):
@@ -37,3 +37,26 @@ class WorkerRead(Wire):
 class WorkerList(Wire):
     object: Literal["list"] = "list"
     data: list[WorkerRead]
+
+
+class ModelAliasCreate(Wire):
+    id: Text = Field(description="The name that clients use, such as `gpt-4o-mini-2024-07-18`.")
+    base_model: Text = Field(description="The registered base model that it stands for.")
+
+
+class ModelAliasRead(Wire):
+    id: str
+    object: Literal["model_alias"] = "model_alias"
+    base_model: str
+    created_at: int
+
+
+class ModelAliasList(Wire):
+    object: Literal["list"] = "list"
+    data: list[ModelAliasRead]
+
+
+class ModelAliasDeleted(Wire):
+    id: str
+    object: Literal["model_alias"] = "model_alias"
+    deleted: Literal[True] = True

@@ -178,10 +178,12 @@ class HoneDetails(Wire):
     """What OpenAI's job object has no place for: progress, and the settings that "auto" and defaults stood for.
 
     `requested` is the request's `hone` object as it was sent, `spec` all that it and the defaults came to; `status`
-    is the job's, also where the server shows paused jobs as queued.
+    is the job's, also where the server shows paused jobs as queued; `requested_model` is the name that the request
+    gave, which may be an alias of the job's `model`.
     """
 
     status: Status
+    requested_model: str
     current_step: int
     total_steps: int | None
     requested: dict[str, Any] | None

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
 from app.db.models import Checkpoint, FineTunedModel, Job, Project
-from app.db.queries import scoped, server_rows
+from app.db.queries import of_project, readable_checkpoints, readable_models, server_rows
 from app.services import lookup
 
 
@@ -16,6 +16,7 @@ class Adapter:
     """Where an adapter's archive lies, and the settings it was made with (LoraSettings)."""
 
     model: str
+    project_id: str
     base_model_id: str
     key: str
     sha256: str
@@ -28,18 +29,21 @@ class Adapter:
 
 
 async def find(session: AsyncSession, principal: Principal, *, name: str, lock: bool = False) -> Adapter | None:
-    """The adapter of a model or checkpoint of the project. `lock` keeps it from being deleted meanwhile."""
-    models, checkpoints = scoped(FineTunedModel, principal), scoped(Checkpoint, principal)
+    """The adapter of a model or checkpoint that the project has, or that another shares with it.
+
+    `lock` keeps it from being deleted meanwhile.
+    """
+    models, checkpoints = readable_models(principal), readable_checkpoints(principal)
     if lock:
         models, checkpoints = models.with_for_update(), checkpoints.with_for_update()
     model = await lookup.find(session, models, FineTunedModel.id, name)
     if model is not None:
-        made_by = await _job(session, principal, model.job_id) if model.job_id is not None else None
+        made_by = await _job(session, model.project_id, model.job_id) if model.job_id is not None else None
         return _of(name, model.base_model_id, model, made_by.spec if made_by else {"lora": model.lora})
     checkpoint = await lookup.find(session, checkpoints, Checkpoint.model_name, name)
     if checkpoint is None:
         return None
-    job = await _job(session, principal, checkpoint.job_id)
+    job = await _job(session, checkpoint.project_id, checkpoint.job_id)
     if job.fine_tuned_model == name:  # the last checkpoint bears the name of the model, which was deleted
         return None
     return _of(name, job.base_model_id, checkpoint, job.spec)
@@ -54,10 +58,12 @@ async def find_in_any_project(session: AsyncSession, *, name: str) -> Adapter | 
     return None
 
 
-async def _job(session: AsyncSession, principal: Principal, job_id: str) -> Job:
-    return (await session.execute(scoped(Job, principal).where(Job.id == job_id))).scalar_one()
+async def _job(session: AsyncSession, project_id: str, job_id: str) -> Job:
+    return (await session.execute(of_project(Job, project_id).where(Job.id == job_id))).scalar_one()
 
 
 def _of(name: str, base_model_id: str, row: FineTunedModel | Checkpoint, spec: dict[str, Any] | None) -> Adapter:
     assert spec is not None  # a job without one has not begun, and has neither model nor checkpoint
-    return Adapter(name, base_model_id, row.adapter_key, row.adapter_sha256, row.adapter_bytes, spec["lora"])
+    return Adapter(
+        name, row.project_id, base_model_id, row.adapter_key, row.adapter_sha256, row.adapter_bytes, spec["lora"]
+    )

@@ -7,21 +7,40 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.models import BaseModel, BaseModelFile
+from app.db.models import BaseModel, BaseModelFile, ModelAlias
 from app.db.queries import alone, database_now, server_rows
 from app.errors import InvalidRequest
 from app.ids import utc_now
+from app.services import lookup
 from app.storage import keys
 from worker.data.base_manifest import BaseFile
 from worker.data.base_model_source import BaseModelFacts
 
 # What requests may name, and short enough for the names of the models that are made of it (256 characters).
 _ID = re.compile(r"[A-Za-z0-9_:./\-]{1,90}")
-_PURPOSE = "base models"  # one lock for all: files are shared between them
+PURPOSE = "base models"  # one lock for all: files are shared between them, and names with aliases
+
+
+def check_id(model_id: str) -> None:
+    """Raises InvalidRequest for what cannot be the name of a base model, nor another name of one."""
+    if model_id.endswith("/adapter"):
+        raise InvalidRequest(f"{model_id} ends as the paths of adapters do; choose another id.", param="id")
+    if not _ID.fullmatch(model_id):
+        sentence = "An id has up to 90 letters, digits, hyphens, underscores, full stops, colons and slashes."
+        raise InvalidRequest(sentence, param="id")
 
 
 async def find(session: AsyncSession, model_id: str) -> BaseModel | None:
-    return await session.scalar(server_rows(BaseModel).where(BaseModel.id == model_id))
+    return await lookup.find(session, server_rows(BaseModel), BaseModel.id, model_id)
+
+
+async def require(session: AsyncSession, model_id: str, *, param: str | None = None) -> BaseModel:
+    """For the operator. Raises InvalidRequest if there is none of this name."""
+    base = await find(session, model_id)
+    if base is None:
+        sentence = f"{lookup.shown(model_id)} is not a registered base model; `hone models list` shows them."
+        raise InvalidRequest(sentence, param=param)
+    return base
 
 
 async def get_one(session: AsyncSession, model_id: str) -> BaseModel:
@@ -34,7 +53,7 @@ async def search(session: AsyncSession) -> Sequence[BaseModel]:
 
 
 async def files(session: AsyncSession, model_id: str) -> Sequence[BaseModelFile]:
-    """In no order. None for a base model that was registered by a Hone that did not record them."""
+    """In no order; empty for a base model that was registered by a Hone that did not record them."""
     return list(await session.scalars(server_rows(BaseModelFile).where(BaseModelFile.base_model_id == model_id)))
 
 
@@ -52,8 +71,8 @@ async def announce(
 
     Files that an interrupted upload or another base model has in storage are there already. Raises InvalidRequest.
     """
-    _check_id(model_id)
-    await alone(session, _PURPOSE)
+    check_id(model_id)
+    await alone(session, PURPOSE)
     await _known(session, model_id, revision)
     now = await database_now(session)
     rows = {row.name: row for row in await files(session, model_id)}
@@ -95,8 +114,8 @@ async def add(
     linear_layers: Mapping[str, tuple[int, int]] | None = None,
 ) -> BaseModel:
     """Register a base model, or find it as it was registered. InvalidRequest if the id means another one."""
-    _check_id(model_id)
-    await alone(session, _PURPOSE)
+    check_id(model_id)
+    await alone(session, PURPOSE)
     layers = {path: list(sizes) for path, sizes in linear_layers.items()} if linear_layers is not None else None
     known = await _known(session, model_id, facts.revision)
     if known is not None:
@@ -118,7 +137,7 @@ async def add(
 
 async def forget_abandoned(session: AsyncSession, *, older_than: timedelta) -> int:
     """Drop the files of uploads that never became a base model; their objects then belong to nothing."""
-    await alone(session, _PURPOSE)
+    await alone(session, PURPOSE)
     before = await database_now(session) - older_than
     registered = server_rows(BaseModel).with_only_columns(BaseModel.id)
     query = server_rows(BaseModelFile).where(
@@ -130,16 +149,12 @@ async def forget_abandoned(session: AsyncSession, *, older_than: timedelta) -> i
     return len(abandoned)
 
 
-def _check_id(model_id: str) -> None:
-    if model_id.endswith("/adapter"):
-        raise InvalidRequest(f"{model_id} ends as the paths of adapters do; choose another id.", param="id")
-    if not _ID.fullmatch(model_id):
-        sentence = "An id has up to 90 letters, digits, hyphens, underscores, full stops, colons and slashes."
-        raise InvalidRequest(sentence, param="id")
-
-
 async def _known(session: AsyncSession, model_id: str, revision: str) -> BaseModel | None:
     known = await find(session, model_id)
     if known is not None and known.revision != revision:
         raise InvalidRequest(f"{model_id} is registered already, with another source or revision.", param="id")
+    alias = await session.scalar(server_rows(ModelAlias).where(ModelAlias.id == model_id))
+    if alias is not None:
+        sentence = f"{model_id} is an alias of {alias.base_model_id}; `hone models unalias {model_id}` removes it."
+        raise InvalidRequest(sentence, param="id")
     return known

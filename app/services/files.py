@@ -161,7 +161,7 @@ async def _is_awaited(session: AsyncSession, file: File) -> bool:
 
 async def _remove(session: AsyncSession, file: File) -> None:
     await session.delete(file)
-    await objects.let_go(session, project_id=file.project_id, storage_key=file.storage_key)
+    await objects.let_go(session, storage_key=file.storage_key)
 
 
 def _expiry(body: FileCreate, now: datetime) -> datetime | None:

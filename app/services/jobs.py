@@ -8,12 +8,23 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.auth import Principal
 from app.db import after_commit
 from app.db.models import TERMINAL, BaseModel, Event, Job, JobStatus
-from app.db.queries import database_now, scoped, server_rows
+from app.db.queries import database_now, scoped
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.queue.base import VALIDATION_POOL
 from app.schemas.jobs import DpoHyperparameters, Hyperparameters, JobCreate
-from app.services import adapters, endings, events, extensions, files, job_states, leases, lookup
+from app.services import (
+    adapters,
+    base_models,
+    endings,
+    events,
+    extensions,
+    files,
+    job_states,
+    leases,
+    lookup,
+    model_aliases,
+)
 from app.services.adapters import Adapter
 from worker.contract.extension import Extension
 
@@ -40,13 +51,15 @@ async def create(
     if body.validation_file is not None:
         await _require_file(session, principal, file_id=body.validation_file, param="validation_file")
     options = body.hone or Extension()
+    model = initial_adapter.model if initial_adapter else base.id
     now = utc_now()
     job = Job(
         id=new_id("ftjob-"),
         project_id=principal.project_id,
         organization_id=principal.organization_id,
         status=JobStatus.VALIDATING_FILES,
-        model=body.model,
+        model=model,
+        requested_model=body.model if body.model != model else None,
         base_model_id=base.id,
         training_file_id=body.training_file,
         validation_file_id=body.validation_file,
@@ -170,7 +183,7 @@ async def list_events(
 
 async def _start_of(session: AsyncSession, principal: Principal, body: JobCreate) -> tuple[BaseModel, Adapter | None]:
     """The base model that is named, or the adapter that is named with the base that it is for."""
-    base = await lookup.find(session, server_rows(BaseModel), BaseModel.id, body.model)
+    base = await model_aliases.base_of(session, body.model)
     if base is not None:
         return base, None
     adapter = await adapters.find(session, principal, name=body.model, lock=True)
@@ -179,8 +192,7 @@ async def _start_of(session: AsyncSession, principal: Principal, body: JobCreate
         raise InvalidRequest(sentence, code="model_not_found", param="model")
     if body.hone is not None:
         extensions.check_adapter(body.hone.adapter, adapter.lora, model=adapter.model)
-    query = server_rows(BaseModel).where(BaseModel.id == adapter.base_model_id)
-    return (await session.execute(query)).scalar_one(), adapter
+    return await base_models.get_one(session, adapter.base_model_id), adapter
 
 
 def _illegal(job: Job, what: str) -> InvalidRequest:

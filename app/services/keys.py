@@ -68,13 +68,15 @@ async def default_project(session: AsyncSession) -> Project:
     return await _default_project(session) or await create_project(session, name="default")
 
 
-async def create_project(session: AsyncSession, *, name: str) -> Project:
-    """A project in an organization of its own."""
+async def create_project(session: AsyncSession, *, name: str, organization_id: str | None = None) -> Project:
+    """A project of that organization, or of one of its own."""
     now = utc_now()
-    organization = Organization(id=new_id("org-"), name=name, created_at=now)
-    session.add(organization)
-    await session.flush()  # without relationships, the order of inserts is ours to keep
-    project = Project(id=new_id("proj_"), organization_id=organization.id, name=name, created_at=now)
+    if organization_id is None:
+        organization = Organization(id=new_id("org-"), name=name, created_at=now)
+        session.add(organization)
+        await session.flush()  # without relationships, the order of inserts is ours to keep
+        organization_id = organization.id
+    project = Project(id=new_id("proj_"), organization_id=organization_id, name=name, created_at=now)
     session.add(project)
     await session.flush()
     return project

@@ -1,47 +1,57 @@
-"""Models that a project may name: the server's base models and what its own jobs have made."""
+"""Models that a project may name: the server's, by any of their names, its own, and those that are shared with it."""
 
 from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
-from app.db.models import BaseModel, FineTunedModel, Organization
-from app.db.queries import scoped, server_rows
+from app.db.models import BaseModel, FineTunedModel, ModelAlias, Organization
+from app.db.queries import readable_models, scoped, server_rows
 from app.errors import Forbidden, NotFound
 from app.ids import random_text, utc_now
-from app.services import adapters, jobs, keys, lookup, objects
+from app.services import adapters, base_models, checkpoint_permissions, jobs, keys, lookup, model_aliases, objects
 from app.services.adapters import Adapter
 from app.storage.base import StoredObject
 from worker.contract.spec import LoraSettings
 
+Model = BaseModel | ModelAlias | FineTunedModel
 
-async def search(session: AsyncSession, principal: Principal) -> Sequence[BaseModel | FineTunedModel]:
-    """Base models by name, then the project's own, newest first."""
-    bases = await session.scalars(server_rows(BaseModel).order_by(BaseModel.id))
+
+async def search(session: AsyncSession, principal: Principal) -> Sequence[Model]:
+    """Base models and then aliases by name, then the models that the project may read, newest first."""
     newest_first = (FineTunedModel.created_at.desc(), FineTunedModel.id.desc())
-    own = await session.scalars(scoped(FineTunedModel, principal).order_by(*newest_first))
-    return [*bases, *own]
+    fine_tuned = await session.scalars(readable_models(principal).order_by(*newest_first))
+    return [*await base_models.search(session), *await model_aliases.search(session), *fine_tuned]
 
 
-async def get(
-    session: AsyncSession, principal: Principal, *, model_id: str, lock: bool = False
-) -> BaseModel | FineTunedModel:
-    """`lock` holds the row of a project's own model until the end of the transaction."""
-    query = scoped(FineTunedModel, principal)
-    own = await lookup.find(session, query.with_for_update() if lock else query, FineTunedModel.id, model_id)
-    found = own or await lookup.find(session, server_rows(BaseModel), BaseModel.id, model_id)
+async def get(session: AsyncSession, principal: Principal, *, model_id: str, lock: bool = False) -> Model:
+    """`lock` holds the row of a fine-tuned model until the end of the transaction."""
+    query = readable_models(principal)
+    found = (
+        await lookup.find(session, query.with_for_update() if lock else query, FineTunedModel.id, model_id)
+        or await base_models.find(session, model_id)
+        or await model_aliases.find(session, model_id)
+    )
     if found is None:
         raise NotFound(_missing(model_id), param="model", code="model_not_found")
     return found
 
 
 async def delete(session: AsyncSession, principal: Principal, *, model_id: str) -> FineTunedModel:
-    """The adapter's archive goes too, unless a result file or a checkpoint still refers to it."""
+    """For all projects that it is shared with, too.
+
+    The adapter's archive goes with it, unless a result file or a checkpoint still refers to it; where a job continues
+    from it, when that job has ended.
+    """
     model = await get(session, principal, model_id=model_id, lock=True)
-    if isinstance(model, BaseModel):
-        raise Forbidden(f"The model '{model.id}' is a base model of this server; only its operator can remove it.")
+    if not isinstance(model, FineTunedModel):
+        kind = "a base model" if isinstance(model, BaseModel) else "an alias of a base model"
+        raise Forbidden(f"The model '{model.id}' is {kind} of this server; only its operator can remove it.")
+    if model.project_id != principal.project_id:
+        raise Forbidden(f"The model '{model.id}' is shared by another project; only that one can delete it.")
+    await checkpoint_permissions.forget(session, principal, model_name=model.id)
     await session.delete(model)
-    await objects.let_go(session, project_id=principal.project_id, storage_key=model.adapter_key)
+    await objects.let_go(session, storage_key=model.adapter_key)
     return model
 
 
@@ -73,7 +83,7 @@ async def adapter(session: AsyncSession, principal: Principal, *, model_id: str)
     found = await adapters.find(session, principal, name=model_id)
     if found is None:
         model = await get(session, principal, model_id=model_id)
-        raise NotFound(f"The model '{model.id}' is a base model; it has no adapter.", code="adapter_not_found")
+        raise NotFound(f"The model '{model.id}' stands for a base model; it has no adapter.", code="adapter_not_found")
     return found
 
 

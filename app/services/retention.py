@@ -32,7 +32,7 @@ async def prune(session: AsyncSession, job: Job, *, epochs: int) -> None:
     for row in candidates:
         if row.adapter_key not in in_use:
             await session.delete(row)
-            await objects.let_go(session, project_id=job.project_id, storage_key=row.adapter_key)
+            await objects.let_go(session, storage_key=row.adapter_key)
 
 
 async def drop_states(session: AsyncSession, job: Job) -> None:
@@ -48,7 +48,7 @@ async def _drop_states(session: AsyncSession, job: Job, rows: Sequence[Checkpoin
     for row in rows:
         key, row.state_key, row.state_sha256, row.state_bytes = row.state_key, None, None, None
         if key is not None:
-            await objects.let_go(session, project_id=job.project_id, storage_key=key)
+            await objects.let_go(session, storage_key=key)
 
 
 async def _in_use(session: AsyncSession, rows: Sequence[Checkpoint]) -> set[str]:

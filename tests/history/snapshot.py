@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-import app.db.models  # noqa: F401 - the metadata is that of the tables that were loaded
+from app.db import models, retry_models  # noqa: F401 - the metadata is that of the tables that were loaded
 from app.db.base import Base
 from app.resources import open_resources
 from app.settings import Settings

@@ -1,0 +1,111 @@
+"""Sharing models and checkpoints with other projects of the organization, and taking them back.
+
+Who has one shared may read its record, download its adapter and continue from it, but not delete it or share it on;
+the job that made it, its files and its events stay its owner's. Nothing is copied: what is taken back, or deleted,
+is gone at once, while jobs that have begun from it go on.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth import Principal
+from app.db.models import CheckpointPermission, Project
+from app.db.queries import scoped, server_rows
+from app.errors import InvalidRequest, NotFound
+from app.ids import new_id, utc_now
+from app.services import adapters, lookup
+
+
+async def search(
+    session: AsyncSession,
+    principal: Principal,
+    *,
+    model_name: str,
+    project_id: str | None,
+    after: str | None,
+    limit: int,
+    order: Literal["ascending", "descending"],
+) -> lookup.Page[CheckpointPermission]:
+    """`project_id` leaves only the permission of that project."""
+    await _require_own(session, principal, model_name)
+    query = scoped(CheckpointPermission, principal).where(CheckpointPermission.model_name == model_name)
+    if project_id is not None:
+        if (shared_with := await _project(session, principal, project_id)) is None:
+            return lookup.Page([], has_more=False)
+        query = query.where(CheckpointPermission.shared_with_id == shared_with.id)
+    return await lookup.page(
+        session,
+        query,
+        cursor=CheckpointPermission.id,
+        order=(CheckpointPermission.created_at, CheckpointPermission.id),
+        after=after,
+        limit=limit,
+        ascending=order == "ascending",
+    )
+
+
+async def create(
+    session: AsyncSession, principal: Principal, *, model_name: str, project_ids: Sequence[str]
+) -> Sequence[CheckpointPermission]:
+    """One for each project, in their order; those that have one keep it. Raises InvalidRequest, and then makes none.
+
+    A project of another organization is as unknown as one that does not exist.
+    """
+    await _require_own(session, principal, model_name, lock=True)
+    made: dict[str, CheckpointPermission] = {}
+    for project_id in project_ids:
+        project = await _project(session, principal, project_id)
+        if project is None:
+            sentence = f"The project '{lookup.shown(project_id)}' does not exist in this organization."
+            raise InvalidRequest(sentence, code="project_not_found", param="project_ids")
+        query = scoped(CheckpointPermission, principal).where(
+            CheckpointPermission.model_name == model_name, CheckpointPermission.shared_with_id == project.id
+        )
+        permission = await session.scalar(query)
+        if permission is None:
+            permission = CheckpointPermission(
+                id=new_id("cp_"),
+                project_id=principal.project_id,
+                model_name=model_name,
+                shared_with_id=project.id,
+                created_at=utc_now(),
+            )
+            session.add(permission)
+            await session.flush()
+        made[project.id] = permission
+    return list(made.values())
+
+
+async def delete(
+    session: AsyncSession, principal: Principal, *, model_name: str, permission_id: str
+) -> CheckpointPermission:
+    await _require_own(session, principal, model_name)
+    query = scoped(CheckpointPermission, principal).where(CheckpointPermission.model_name == model_name)
+    found = await lookup.find(session, query.with_for_update(), CheckpointPermission.id, permission_id)
+    if found is None:
+        sentence = f"The model '{model_name}' has no permission '{lookup.shown(permission_id)}'."
+        raise NotFound(sentence, param="permission_id", code="permission_not_found")
+    await session.delete(found)
+    return found
+
+
+async def forget(session: AsyncSession, principal: Principal, *, model_name: str) -> None:
+    """Of a model or checkpoint that is deleted."""
+    query = scoped(CheckpointPermission, principal).where(CheckpointPermission.model_name == model_name)
+    for permission in await session.scalars(query):
+        await session.delete(permission)
+
+
+async def _require_own(session: AsyncSession, principal: Principal, model_name: str, *, lock: bool = False) -> None:
+    """What is shared with the project is not its own. `lock`: it is not deleted meanwhile, nor shared by another."""
+    found = await adapters.find(session, principal, name=model_name, lock=lock)
+    if found is None or found.project_id != principal.project_id:
+        sentence = f"This project has no fine-tuned model or checkpoint '{lookup.shown(model_name)}'."
+        raise NotFound(sentence, param="fine_tuned_model_checkpoint", code="model_not_found")
+
+
+async def _project(session: AsyncSession, principal: Principal, project_id: str) -> Project | None:
+    query = server_rows(Project).where(Project.organization_id == principal.organization_id)
+    return await lookup.find(session, query, Project.id, project_id)

@@ -23,7 +23,7 @@ async def prune(session: AsyncSession, job: Job, *, epochs: int) -> None:
     The session must hold the job row.
     """
     rows = await _newest_first(session, job)
-    await _drop_states(session, job, rows[_STATES_KEPT:])
+    await _drop_states(session, rows[_STATES_KEPT:])
     epochs = (job.extension or {}).get("keep_checkpoint_epochs") or epochs
     candidates = [row for row in rows[_STATES_KEPT:] if _epoch(job, row) <= _epoch(job, rows[0]) - epochs]
     if not candidates:
@@ -37,14 +37,14 @@ async def prune(session: AsyncSession, job: Job, *, epochs: int) -> None:
 
 async def drop_states(session: AsyncSession, job: Job) -> None:
     """When a job has ended: it will not be resumed."""
-    await _drop_states(session, job, await _newest_first(session, job))
+    await _drop_states(session, await _newest_first(session, job))
 
 
 async def _newest_first(session: AsyncSession, job: Job) -> Sequence[Checkpoint]:
     return list(await session.scalars(of_job(Checkpoint, job.id).order_by(Checkpoint.step.desc())))
 
 
-async def _drop_states(session: AsyncSession, job: Job, rows: Sequence[Checkpoint]) -> None:
+async def _drop_states(session: AsyncSession, rows: Sequence[Checkpoint]) -> None:
     for row in rows:
         key, row.state_key, row.state_sha256, row.state_bytes = row.state_key, None, None, None
         if key is not None:

@@ -18,6 +18,7 @@ from app.api import (
     permissions,
     system,
     uploads,
+    webhooks,
 )
 from app.api.middleware import RequestContext
 from app.resources import Resources
@@ -59,6 +60,7 @@ def _routes() -> FastAPI:
         permissions,
         logs,
         models,
+        webhooks,
         admin,
         model_aliases,
         system,

@@ -1,11 +1,12 @@
 """Every setting of Hone, read from the environment (prefix HONE_). Each default runs on a laptop."""
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.contract.extension import DEFAULT_POOL, POOL_NAME
 
@@ -150,6 +151,23 @@ class Settings(BaseSettings):
         "whom OpenAI's schema does not know `paused`; `hone.status` tells it anyway.",
     )
     max_log_bytes: int = Field(default=16 * 1024**2, ge=1024, description="Most log text kept for one job.")
+    outgoing_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        default=(),
+        description="Networks that URLs given by clients may lead to besides the public Internet, such as "
+        "`10.1.0.0/16,fd00:1::/32` for receivers of webhooks in your own network. Only there is plain http spoken.",
+    )
+    webhook_timeout_seconds: float = Field(
+        default=10.0, ge=0.1, description="A receiver of webhooks that has not answered by then is tried again."
+    )
+    webhook_retry_seconds: float = Field(
+        default=5.0, gt=0, description="Wait before the second attempt to deliver; it doubles, up to six hours."
+    )
+    webhook_give_up_seconds: float = Field(
+        default=259200.0, ge=0, description="Attempts to deliver end when an event is this old."
+    )
+    webhook_log_seconds: float = Field(
+        default=2592000.0, ge=0, description="How long the deliveries that are over can be read."
+    )
     tiny_model: bool = Field(
         default=True, description="Build and register the tiny base model hone-tiny at the first start."
     )
@@ -163,6 +181,11 @@ class Settings(BaseSettings):
         if given and self.s3_bucket is None:
             raise ValueError(f"HONE_{min(given).upper()} is set, but HONE_S3_BUCKET is not")
         return self
+
+    @field_validator("outgoing_allowed_networks", mode="before")
+    @classmethod
+    def _in_a_row(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("database_url", mode="before")
     @classmethod

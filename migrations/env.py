@@ -5,8 +5,9 @@ from typing import Literal
 from alembic import context
 from sqlalchemy import Connection
 
-from app.db import migrations, models, retry_models  # noqa: F401 - the metadata is that of the tables loaded
-from app.db.base import Base, UtcDateTime
+from app.db import migrations
+from app.db.base import UtcDateTime
+from app.db.metadata import ALL_TABLES
 from app.settings import Settings
 
 
@@ -18,7 +19,7 @@ def _render_item(kind: str, item: object, _autogenerate: object) -> str | Litera
 def _run(connection: Connection) -> None:
     context.configure(
         connection=connection,
-        target_metadata=Base.metadata,
+        target_metadata=ALL_TABLES,
         render_as_batch=connection.dialect.name == "sqlite",
         render_item=_render_item,
     )

@@ -8,8 +8,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from app.db import models, retry_models  # noqa: F401 - the metadata is that of the tables that were loaded
-from app.db.base import Base
+from app.db.metadata import ALL_TABLES
 from app.resources import open_resources
 from app.settings import Settings
 from app.storage.base import ObjectMissing
@@ -36,7 +35,7 @@ async def take(settings: Settings, directories: Iterable[Path]) -> Snapshot:
         async with resources.read() as session:
             if not resources.database.is_sqlite:
                 await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-            for table in Base.metadata.sorted_tables:
+            for table in ALL_TABLES.sorted_tables:
                 found = await session.execute(select(table))
                 tables[table.name] = [dict(row) for row in found.mappings()]
         objects: dict[str, Content] = {}

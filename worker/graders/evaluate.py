@@ -95,8 +95,11 @@ async def _multi(grader: Multi, context: Context, runners: Runners) -> Outcome:
     """The reward is 0 when one part has failed: what a formula makes of a part that has no reward means nothing."""
     parts = grader.by_name()
     calculate = formula.parse(grader.calculate_output, [name for name, _ in parts])
-    async with asyncio.TaskGroup() as tasks:
-        running = {name: tasks.create_task(evaluate(part, context, runners)) for name, part in parts}
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = {name: tasks.create_task(evaluate(part, context, runners)) for name, part in parts}
+    except ExceptionGroup as group:  # of the runners; one tells enough
+        raise group.exceptions[0] from group
     outcomes = {name: task.result() for name, task in running.items()}
     outcome = Outcome(sub_rewards={name: one.reward for name, one in outcomes.items()})
     outcome.scores = dict(outcome.sub_rewards)

@@ -168,6 +168,25 @@ class Settings(BaseSettings):
     webhook_log_seconds: float = Field(
         default=2592000.0, ge=0, description="How long the deliveries that are over can be read."
     )
+    python_graders: bool = Field(
+        default=False,
+        description="Run graders of type `python`, on workers, in a sandbox: bubblewrap, or for a worker that is root "
+        "another user in namespaces. Workers that have neither run none.",
+    )
+    python_grader_seconds: float = Field(default=120.0, ge=1, le=570, description="Longest time for one of them.")
+    python_grader_memory_bytes: int = Field(
+        default=1024**3, ge=128 * 1024**2, description="Most memory that one of them may use."
+    )
+    grader_base_url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="The OpenAI-compatible endpoint whose models graders of type `score_model` and `label_model` "
+        "ask, such as `http://127.0.0.1:8001/v1`. Default: such graders are refused.",
+    )
+    grader_api_key: SecretStr | None = Field(default=None, description="The key that it is called with.")
+    grader_timeout_seconds: float = Field(
+        default=60.0, ge=0.1, le=570, description="A grader's model is given up when it has not answered after this."
+    )
     tiny_model: bool = Field(
         default=True, description="Build and register the tiny base model hone-tiny at the first start."
     )

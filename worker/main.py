@@ -17,7 +17,7 @@ from app.errors import Unavailable
 from app.resources import Resources
 from app.services import workers
 from app.services.workers import Description
-from worker import deliveries, preemption, sweeps, tidying, validator, workspace
+from worker import deliveries, grader_runner, preemption, sweeps, tidying, validator, workspace
 from worker.bases import Bases
 from worker.keeper import Keeper
 from worker.presence import Presence
@@ -35,7 +35,9 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
     draining = asyncio.Event()
     keeper, bases = Keeper(resources), Bases(resources)
     slots = [] if settings.cpu_only else _slots(resources, presence.worker_id, keeper, bases, draining)
-    describe = _describe(resources, presence.worker_id, slots, bases, draining)
+    sandbox = await grader_runner.find_sandbox(settings)
+    kinds = [*([workers.TRAIN] if slots else []), workers.CPU, *([workers.PYTHON_GRADERS] if sandbox else [])]
+    describe = _describe(resources, presence.worker_id, kinds, slots, bases, draining)
     try:
         await asyncio.to_thread(workspace.remove_leftovers, settings, presence)
         await sweeps.recover_from_dead(resources, presence)
@@ -60,6 +62,11 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
                         keeper=keeper,
                         bases=bases,
                         draining=draining,
+                    )
+                )
+                working.create_task(
+                    grader_runner.run(
+                        resources, owner=f"{presence.worker_id}/grader", sandbox=sandbox, draining=draining
                     )
                 )
             for task in beside:
@@ -88,7 +95,12 @@ def _slots(resources: Resources, worker_id: str, keeper: Keeper, bases: Bases, d
 
 
 def _describe(
-    resources: Resources, worker_id: str, slots: Sequence[Slot], bases: Bases, draining: asyncio.Event
+    resources: Resources,
+    worker_id: str,
+    kinds: list[str],
+    slots: Sequence[Slot],
+    bases: Bases,
+    draining: asyncio.Event,
 ) -> Callable[[], Description]:
     """Makes what the worker says of itself at any moment."""
 
@@ -109,7 +121,7 @@ def _describe(
             pid=os.getpid(),
             version=metadata.version("hone"),
             pool=resources.settings.pool,
-            kinds=[*([workers.TRAIN] if slots else []), workers.CPU],
+            kinds=kinds,
             state=state(),
             slots=[slot.describe() for slot in slots],
             unavailable_bases=bases.unavailable,

@@ -124,7 +124,12 @@ def _explain(fault: Mapping[str, Any]) -> InvalidRequest:
 
 
 def _param(place: tuple[int | str, ...]) -> str:
-    """("body", "metadata", "a") as `metadata.a`. Keys of a client's own are cut short."""
-    inner = [step for step in place[1:] if step != "[key]"] if place[0] in ("body", "query", "path") else list(place)
+    """("body", "metadata", "a") as `metadata.a`. Keys of a client's own are cut short. What is in brackets is no
+    field: pydantic's word for keys, and the tags of unions."""
+    inner = (
+        [step for step in place[1:] if not str(step).startswith("[")]
+        if place[0] in ("body", "query", "path")
+        else list(place)
+    )
     dotted = "".join(f"[{step}]" if isinstance(step, int) else f".{step[:64]}" for step in inner).lstrip(".")
     return "".join(c if c.isprintable() else "?" for c in dotted)

@@ -335,4 +335,23 @@ class Worker(Base):
     drain_requested_at: Mapped[datetime | None]
 
 
+class GraderRun(ProjectRow):
+    """A Python grader that a request waits for; a worker runs it under a lease, and only `app.services.grader_runs`
+    writes here. The row is removed when it was answered, or when nobody waits any more.
+
+    `request` holds source, sample and item; `result` is either a `reward` or a fault.
+    """
+
+    __tablename__ = "grader_runs"
+    __table_args__ = (Index(None, "expires_at"),)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    request: Mapped[dict[str, Any]]
+    result: Mapped[dict[str, Any] | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None] = mapped_column(String(128))
+    lease_expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
 SERVER_TABLES = (Organization, Project, ApiKey, BaseModel, BaseModelFile, ModelAlias, Worker)

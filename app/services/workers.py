@@ -16,7 +16,7 @@ from app.db.queries import database_now, server_rows
 from app.errors import NotFound
 from app.services import leases, lookup
 
-TRAIN, CPU = "train", "cpu"
+TRAIN, CPU, PYTHON_GRADERS = "train", "cpu", "python_graders"
 _REMEMBERED = timedelta(days=1)
 
 

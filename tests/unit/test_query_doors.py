@@ -9,6 +9,7 @@ import pytest
 _ROOT = Path(__file__).resolve().parents[2]
 _DOORS = {
     "app/db/queries.py",
+    "app/services/grader_runs.py",
     "app/services/leases.py",
     "app/services/scheduling.py",
     "app/services/webhook_deliveries.py",

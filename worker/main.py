@@ -22,6 +22,7 @@ from worker.bases import Bases
 from worker.keeper import Keeper
 from worker.presence import Presence
 from worker.slot import Slot
+from worker.tracking import Trackings
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
     presence.announce()
     draining = asyncio.Event()
     keeper, bases = Keeper(resources), Bases(resources)
-    slots = [] if settings.cpu_only else _slots(resources, presence.worker_id, keeper, bases, draining)
+    trackings = Trackings(resources, workspace.of_worker(settings, presence.worker_id))
+    slots = [] if settings.cpu_only else _slots(resources, presence.worker_id, keeper, bases, trackings, draining)
     describe = _describe(resources, presence.worker_id, slots, bases, draining)
     try:
         await asyncio.to_thread(workspace.remove_leftovers, settings, presence)
@@ -61,6 +63,7 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
                         draining=draining,
                     )
                 )
+            await trackings.close()
             for task in beside:
                 task.cancel()
         await _leave(resources, presence.worker_id)
@@ -69,7 +72,14 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
         presence.close()
 
 
-def _slots(resources: Resources, worker_id: str, keeper: Keeper, bases: Bases, draining: asyncio.Event) -> list[Slot]:
+def _slots(
+    resources: Resources,
+    worker_id: str,
+    keeper: Keeper,
+    bases: Bases,
+    trackings: Trackings,
+    draining: asyncio.Event,
+) -> list[Slot]:
     devices = _devices(resources.settings.slots)
     threads = resources.settings.trainer_threads or max(1, (os.cpu_count() or 1) // len(devices))
     return [
@@ -80,6 +90,7 @@ def _slots(resources: Resources, worker_id: str, keeper: Keeper, bases: Bases, d
             threads=threads,
             keeper=keeper,
             bases=bases,
+            trackings=trackings,
             draining=draining,
         )
         for number, device in enumerate(devices)

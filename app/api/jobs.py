@@ -25,8 +25,11 @@ from app.schemas.jobs import (
     NoHyperparameters,
     SupervisedBlockRead,
     SupervisedMethodRead,
+    TrackerRead,
+    WandbIntegrationRead,
+    WandbSettingsRead,
 )
-from app.services import jobs
+from app.services import integrations, jobs
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], dependencies=AUTHENTICATED, responses=errors.RESPONSES
@@ -38,8 +41,11 @@ async def create_fine_tuning_job(
     body: JobCreate, principal: Caller, session: WriteSession, resources: Opened
 ) -> JobRead:
     """Create a job. Its files are validated first; follow its status or its events."""
-    most = resources.settings.max_sequence_tokens
-    return _read(await jobs.create(session, principal, body=body, max_sequence_tokens=most))
+    settings = resources.settings
+    job = await jobs.create(
+        session, principal, body=body, max_sequence_tokens=settings.max_sequence_tokens, trackers=settings.trackers
+    )
+    return _read(job)
 
 
 @router.get(
@@ -128,7 +134,7 @@ def _read(job: Job) -> JobRead:
         hyperparameters=hyperparameters,
         method=method,
         metadata=job.job_metadata,
-        integrations=[],
+        integrations=_integrations(job),
         user_provided_suffix=job.suffix,
         hone=HoneDetails(
             current_step=job.current_step,
@@ -136,6 +142,7 @@ def _read(job: Job) -> JobRead:
             requested=job.extension,
             spec=job.spec,
             dataset=_facts(job.dataset),
+            trackers=_trackers(job),
         ),
     )
 
@@ -154,6 +161,24 @@ def _facts(dataset: dict[str, Any] | None) -> dict[str, Any] | None:
     if dataset is None:
         return None
     return {part: {k: v for k, v in facts.items() if k != "tokens"} for part, facts in dataset.items()}
+
+
+def _integrations(job: Job) -> list[WandbIntegrationRead]:
+    runs = job.tracker_runs or {}
+    return [
+        WandbIntegrationRead(wandb=WandbSettingsRead(**one.options, run_id=(runs.get(one.name) or {}).get("run_id")))
+        for one in integrations.asked(job)
+        if one.kind == "wandb"
+    ]
+
+
+def _trackers(job: Job) -> list[TrackerRead]:
+    runs = job.tracker_runs or {}
+    names = ("run_id", "url", "error")
+    return [
+        TrackerRead(name=one.name, **{name: (runs.get(one.name) or {}).get(name) for name in names})
+        for one in integrations.asked(job)
+    ]
 
 
 def _read_event(event: Event) -> EventRead:

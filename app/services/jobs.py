@@ -13,18 +13,25 @@ from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.queue.base import VALIDATION_POOL
 from app.schemas.jobs import DpoHyperparameters, Hyperparameters, JobCreate
-from app.services import adapters, events, extensions, job_states, leases, lookup, objects
+from app.services import adapters, events, extensions, integrations, job_states, leases, lookup, objects
 from app.services.adapters import Adapter
 from worker.contract.extension import Extension
 
 
 async def create(
-    session: AsyncSession, principal: Principal, *, body: JobCreate, max_sequence_tokens: int | None = None
+    session: AsyncSession,
+    principal: Principal,
+    *,
+    body: JobCreate,
+    max_sequence_tokens: int | None = None,
+    trackers: frozenset[str] = frozenset(),
 ) -> Job:
     """Record a job and its first events. Raises InvalidRequest, naming the field at fault.
 
-    `max_sequence_tokens` is the server's limit; without one only that of the base model holds.
+    `max_sequence_tokens` is the server's limit; without one only that of the base model holds. `trackers` are the
+    kinds of integrations that the server can feed.
     """
+    integrations.check(body.integrations, body.hone, available=trackers)
     hyperparameters = _hyperparameters(body)
     base, initial_adapter = await _start_of(session, principal, body)
     if body.hone is not None:
@@ -59,6 +66,7 @@ async def create(
         is_preemptible=options.preemptible,
         hyperparameters=hyperparameters.model_dump(),
         extension=body.hone.model_dump(mode="json", exclude_unset=True) if body.hone else None,
+        integrations=[one.model_dump() for one in body.integrations] if body.integrations else None,
         initial_adapter=initial_adapter.remembered() if initial_adapter else None,
         job_metadata=body.metadata,
         current_step=0,
@@ -152,8 +160,6 @@ async def _start_of(session: AsyncSession, principal: Principal, body: JobCreate
 
 def _hyperparameters(body: JobCreate) -> Hyperparameters:
     """From the method's block, or from the older field; clients of either age are served."""
-    if body.integrations:
-        raise InvalidRequest("Integrations are not available on this server.", param="integrations")
     if body.method is not None and body.method.type not in ("supervised", "dpo"):
         kind = lookup.shown(body.method.type)
         sentence = f"Method type '{kind}' is not available on this server; 'supervised' and 'dpo' are."

@@ -69,7 +69,7 @@ async def list_fine_tuning_jobs(
     principal: Caller,
     session: ReadSession,
     after: After = None,
-    limit: Annotated[int, Field(ge=1, le=100), PLAIN_INTEGER] = 20,
+    limit: Annotated[int, Field(ge=0, le=100), PLAIN_INTEGER] = 20,
 ) -> JobList:
     """List the project's jobs, newest first."""
     metadata = _metadata_filter(request)
@@ -94,7 +94,7 @@ async def list_fine_tuning_events(
     principal: Caller,
     session: ReadSession,
     after: After = None,
-    limit: Annotated[int, Field(ge=1, le=1000), PLAIN_INTEGER] = 20,
+    limit: Annotated[int, Field(ge=0, le=1000), PLAIN_INTEGER] = 20,
 ) -> EventList:
     """List a job's events, newest first."""
     page = await jobs.list_events(session, principal, job_id=fine_tuning_job_id, after=after, limit=limit)

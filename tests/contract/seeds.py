@@ -7,7 +7,8 @@ from sqlalchemy import delete, insert
 
 from app.auth import Principal, hash_key
 from app.db.base import Base
-from app.db.models import ApiKey, FineTunedModel, JobStatus, Organization, Project
+from app.db.models import ApiKey, Checkpoint, Event, FineTunedModel, JobStatus, Organization, Project
+from app.db.queries import of_job
 from app.ids import utc_now
 from app.resources import Resources
 from tests import factories
@@ -20,6 +21,7 @@ SHARED_CHECKPOINT = "ft:gpt-4o-mini-2024-07-18:org:weather:B7R9VjQd"
 PERMISSION = "cp_zc4Q7MP6XxulcVzj4MZdwsAB"
 UPLOAD, PART = "upload_abc123", "string"
 OTHER_PROJECT = "string"
+AFTER = "string"  # where lists are asked to go on
 
 
 async def seed(resources: Resources, test: str) -> None:
@@ -28,6 +30,7 @@ async def seed(resources: Resources, test: str) -> None:
     await factories.base_model(resources, BASE_MODEL)
     for file_id in ("file-abc123", "file_id"):
         await factories.file(resources, principal, file_id=file_id)
+    await factories.file(resources, principal, file_id=AFTER, purpose="purpose")
     job = await factories.job(
         resources,
         principal,
@@ -43,6 +46,14 @@ async def seed(resources: Resources, test: str) -> None:
     # Some tests of permissions name a job's id where the name of a checkpoint belongs.
     for step, name in enumerate((SHARED_CHECKPOINT, JOB), 1):
         await factories.checkpoint(resources, job, step=step, model_name=name)
+    await factories.job(
+        resources, principal, id=AFTER, model=BASE_MODEL, base_model_id=BASE_MODEL, job_metadata={"foo": "string"}
+    )
+    async with resources.write() as session:
+        of_event = {"job_id": JOB, "project_id": principal.project_id, "created_at": utc_now()}
+        session.add(Event(id=AFTER, sequence=4, level="info", type="message", message="asked for", **of_event))
+        last = (await session.scalars(of_job(Checkpoint, JOB).where(Checkpoint.step == 2))).one()
+        last.id = AFTER
     await _model(resources, principal)
     await _later_tables(resources, principal)
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo serve test faults soak check long format bench gpu gpu-packages openapi clean
+.PHONY: setup demo serve test contract fuzz faults soak check long format bench gpu gpu-packages openapi clean
 
 setup: .venv/.complete
 
@@ -12,7 +12,7 @@ setup: .venv/.complete
 	@$(PYTHON) -c 'import sys; sys.exit("Hone needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "Python has no venv module here: install it (Debian: python3-venv)."; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[worker,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[worker,demo,trackers,dev]'
 	@touch $@
 
 demo: setup
@@ -24,6 +24,14 @@ serve: setup
 # On the embedded backends, then on PostgreSQL, Redis and S3 where they are installed.
 test: setup
 	$(BIN)/python -m tests.legs
+
+# openai-python's own tests against a Hone server (docs/openai-compatibility.md): make contract CHECKOUT=../openai-python
+contract: setup
+	$(BIN)/python -m tests.contract.openai_python $(CHECKOUT)
+
+# Thousands of requests made up from the OpenAPI document; CI makes up hundreds.
+fuzz: setup
+	HONE_TEST_FUZZ=100 $(BIN)/python -m pytest tests/api/test_schemathesis.py --timeout 3600
 
 # Each fault at N instants, drawn from a seed; CI strikes once.
 N ?= 20

@@ -150,6 +150,29 @@ class Settings(BaseSettings):
         description="What a paused job shows as its `status`. `queued` is for clients that check answers strictly, to "
         "whom OpenAI's schema does not know `paused`; `hone.status` tells it anyway.",
     )
+    wandb_api_key: SecretStr | None = Field(
+        default=None,
+        description="Key for Weights & Biases. With it jobs may ask for the integration `wandb`; API and workers "
+        "need it alike, as with the next five.",
+    )
+    wandb_base_url: str | None = Field(
+        default=None, pattern="^https?://", description="Where W&B is, if it is a server of one's own."
+    )
+    wandb_offline: bool = Field(
+        default=False,
+        description="W&B needs no key: runs are kept in `wandb` in the worker's data directory, for `wandb sync`.",
+    )
+    mlflow_tracking_uri: SecretStr | None = Field(
+        default=None, description="The MLflow server that jobs may ask for: https://[user:password@]host."
+    )
+    tensorboard_directory: Path | None = Field(
+        default=None, description="Where workers write TensorBoard's files, for the jobs that ask for them."
+    )
+    tracker_timeout_seconds: float = Field(
+        default=60.0,
+        ge=0.1,
+        description="An integration that does not answer for this long is given up; the job goes on.",
+    )
     max_log_bytes: int = Field(default=16 * 1024**2, ge=1024, description="Most log text kept for one job.")
     outgoing_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         default=(),
@@ -231,6 +254,16 @@ class Settings(BaseSettings):
     @property
     def data(self) -> Path:
         return self.data_directory.expanduser().absolute()
+
+    @property
+    def trackers(self) -> frozenset[str]:
+        """The kinds of integrations that jobs may ask for."""
+        has = {
+            "wandb": self.wandb_offline or self.wandb_api_key is not None,
+            "mlflow": self.mlflow_tracking_uri is not None,
+            "tensorboard": self.tensorboard_directory is not None,
+        }
+        return frozenset(kind for kind, is_there in has.items() if is_there)
 
     @property
     def resolved_database_url(self) -> str:

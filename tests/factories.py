@@ -81,8 +81,9 @@ async def file(
     purpose: str = "fine-tune",
     filename: str = "train.jsonl",
     storage_key: str | None = None,
+    file_id: str | None = None,
 ) -> File:
-    file_id = new_id("file-")
+    file_id = file_id or new_id("file-")
     key = storage_key or storage_keys.uploaded_file(file_id)
     held = await stored(resources, key, jsonl() if content is None else content)
     row = File(

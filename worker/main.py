@@ -22,6 +22,7 @@ from worker.bases import Bases
 from worker.keeper import Keeper
 from worker.presence import Presence
 from worker.slot import Slot
+from worker.tracking import Trackings
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
     presence.announce()
     draining = asyncio.Event()
     keeper, bases = Keeper(resources), Bases(resources)
-    slots = [] if settings.cpu_only else _slots(resources, presence.worker_id, keeper, bases, draining)
+    trackings = Trackings(resources, workspace.of_worker(settings, presence.worker_id))
+    slots = [] if settings.cpu_only else _slots(resources, presence.worker_id, keeper, bases, trackings, draining)
     sandbox = await grader_runner.find_sandbox(settings)
     kinds = [*([workers.TRAIN] if slots else []), workers.CPU, *([workers.PYTHON_GRADERS] if sandbox else [])]
     describe = _describe(resources, presence.worker_id, kinds, slots, bases, draining)
@@ -69,6 +71,7 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
                         resources, owner=f"{presence.worker_id}/grader", sandbox=sandbox, draining=draining
                     )
                 )
+            await trackings.close()
             for task in beside:
                 task.cancel()
         await _leave(resources, presence.worker_id)
@@ -77,7 +80,14 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
         presence.close()
 
 
-def _slots(resources: Resources, worker_id: str, keeper: Keeper, bases: Bases, draining: asyncio.Event) -> list[Slot]:
+def _slots(
+    resources: Resources,
+    worker_id: str,
+    keeper: Keeper,
+    bases: Bases,
+    trackings: Trackings,
+    draining: asyncio.Event,
+) -> list[Slot]:
     devices = _devices(resources.settings.slots)
     threads = resources.settings.trainer_threads or max(1, (os.cpu_count() or 1) // len(devices))
     return [
@@ -88,6 +98,7 @@ def _slots(resources: Resources, worker_id: str, keeper: Keeper, bases: Bases, d
             threads=threads,
             keeper=keeper,
             bases=bases,
+            trackings=trackings,
             draining=draining,
         )
         for number, device in enumerate(devices)

@@ -7,7 +7,7 @@ run goes on. Uploads go on beside, so that neither heartbeat nor steps wait for 
 import asyncio
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -36,10 +36,14 @@ class Relay:
     `run` and `drain` raise LeaseLost when the job is no longer this worker's.
     """
 
-    def __init__(self, resources: Resources, lease: Lease, log: LogTail) -> None:
+    def __init__(
+        self, resources: Resources, lease: Lease, log: LogTail, *, when_written: Callable[[], None] = lambda: None
+    ) -> None:
+        """`when_written` is called after each write of steps."""
         self._resources = resources
         self.lease = lease
         self._log_tail = log
+        self._when_written = when_written
         self._evaluations: list[Evaluation] = []
         self._pending: list[StepRecord] = []
         self._checkpoints: asyncio.Queue[Checkpoint] = asyncio.Queue()
@@ -128,6 +132,7 @@ class Relay:
                     self._resources, self.lease, partial(_write_records, records, self._pace.seconds_a_step)
                 )
                 del self._pending[: len(records)]
+                self._when_written()
 
 
 async def _record_start(event: Started, _session: AsyncSession, job: Job, _now: datetime) -> None:

@@ -43,6 +43,7 @@ from worker.keeper import Hold
 from worker.log_tail import LogTail
 from worker.relay import Relay
 from worker.supervisor import START_SECONDS, Trainer
+from worker.tracking import RunTracking, Trackings
 
 _log = logging.getLogger(__name__)
 _TRANSIENT_RETRY = timedelta(seconds=30)
@@ -85,6 +86,7 @@ class Runner:
         *,
         slot: HoldsTrainer,
         bases: Bases,
+        trackings: Trackings,
         draining: asyncio.Event,
         work_directory: Path,
     ) -> None:
@@ -93,6 +95,7 @@ class Runner:
         self._lease = hold.lease
         self._slot = slot
         self._bases = bases
+        self._trackings = trackings
         self._revoked = hold.revoked
         self._preempted = hold.preempted
         self._paused = hold.paused
@@ -136,15 +139,16 @@ class Runner:
             if start is None:
                 await self._settle(Stopped(run="", step=0))
             else:
-                await self._train(job, spec, start)
+                with self._trackings.of_run(self._lease, job) as tracking:
+                    await self._train(job, spec, start, tracking)
 
-    async def _train(self, job: Job, spec: TrainSpec, start: Start) -> None:
+    async def _train(self, job: Job, spec: TrainSpec, start: Start, tracking: RunTracking) -> None:
         trainer = await self._slot.trainer_for(spec)
         log = LogTail(
             self._resources, self._lease, trainer.log, self._directory / "log-segment", self._settings.max_log_bytes
         )
         os.truncate(trainer.log, 0)  # the trainer appends; what earlier jobs wrote is not this one's
-        relay = Relay(self._resources, self._lease, log)
+        relay = Relay(self._resources, self._lease, log, when_written=tracking.tell)
         relaying = asyncio.create_task(relay.run())
         relaying.add_done_callback(lambda _: self._revoked.set())  # it ends only when cancelled, or the lease lost
         drain, stop = self._settings.drain_seconds, self._settings.stop_grace_seconds

@@ -20,6 +20,7 @@ from worker.contract.spec import TrainSpec
 from worker.keeper import Keeper
 from worker.runner import Runner
 from worker.supervisor import START_SECONDS, Trainer
+from worker.tracking import Trackings
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
@@ -38,6 +39,7 @@ class Slot:
         threads: int,
         keeper: Keeper,
         bases: Bases,
+        trackings: Trackings,
         draining: asyncio.Event,
     ) -> None:
         self._resources = resources
@@ -46,6 +48,7 @@ class Slot:
         self._threads = threads
         self._keeper = keeper
         self._bases = bases
+        self._trackings = trackings
         self._draining = draining
         self.has_started = False
         self._trainer: Trainer | None = None
@@ -178,6 +181,7 @@ class Slot:
                 hold,
                 slot=self,
                 bases=self._bases,
+                trackings=self._trackings,
                 draining=self._draining,
                 work_directory=workspace.of_lease(self._resources.settings, lease),
             )

@@ -13,6 +13,7 @@ from app.db.models import Job, JobStatus, StepMetric
 from app.db.queries import of_job
 from app.services import events
 from worker.contract.events import Evaluation, Step
+from worker.contract.tracking import StepFigures
 
 CSV_COLUMNS: tuple[str, ...] = (
     "step",
@@ -30,6 +31,15 @@ CSV_COLUMNS: tuple[str, ...] = (
 REWARD_COLUMNS: tuple[str, ...] = tuple(
     f"{kind}_reward_{answer}" for kind in ("train", "valid", "full_valid") for answer in ("chosen", "rejected")
 )
+
+
+# Figures whose names tell of what they were computed on, as in events; the others are the step's own.
+_FIGURES = {
+    "loss": "{kind}_loss",
+    "token_accuracy": "{kind}_mean_token_accuracy",
+    "reward_chosen": "{kind}_reward_chosen",
+    "reward_rejected": "{kind}_reward_rejected",
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,18 @@ async def step_figures(session: AsyncSession, job_id: str, step: int) -> dict[st
         figures[f"{row.kind}_loss"] = row.values["loss"]
         figures[f"{row.kind}_mean_token_accuracy"] = row.values["token_accuracy"]
     return figures
+
+
+async def figures_after(session: AsyncSession, job_id: str, step: int, *, limit: int) -> list[StepFigures]:
+    """The figures of the next steps, up to `limit` of them, by the names that events give them."""
+    query = of_job(StepMetric, job_id).where(StepMetric.step > step, StepMetric.step <= step + limit)
+    found: dict[int, StepFigures] = {}
+    for row in await session.scalars(query.order_by(StepMetric.step)):
+        one = found.setdefault(row.step, StepFigures(step=row.step, at=row.created_at.timestamp(), figures={}))
+        for name, value in row.values.items():
+            if isinstance(value, int | float) and name != "seconds":
+                one.figures[_FIGURES.get(name, name).format(kind=row.kind)] = float(value)
+    return list(found.values())
 
 
 async def all_metrics(session: AsyncSession, job_id: str) -> list[StepMetric]:

@@ -28,7 +28,7 @@ async def list_fine_tuning_checkpoints(
     principal: Caller,
     session: ReadSession,
     after: After = None,
-    limit: Annotated[int, Field(ge=1, le=100), PLAIN_INTEGER] = 10,
+    limit: Annotated[int, Field(ge=0, le=100), PLAIN_INTEGER] = 10,
 ) -> CheckpointList:
     """List a job's checkpoints, newest first."""
     page = await checkpoints.search(session, principal, job_id=fine_tuning_job_id, after=after, limit=limit)

@@ -2,13 +2,14 @@
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from app.errors import ApiError, InvalidRequest, NotFound, TooLarge, Unavailable
 from app.observability import request_id
@@ -27,6 +28,8 @@ _EXPECTED = {
     "model_type": "an object",
     "model_attributes_type": "an object",
 }
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 # For the OpenAPI document.
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -78,6 +81,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return respond(NotFound(f"Invalid URL ({method} {path})", code="unknown_url"))
     if error.status_code == 405:
+        headers = {**headers, "Allow": ", ".join(_allowed(request))}
         refusal = InvalidRequest(f"Not allowed to {method} on {path}.", code="method_not_allowed", headers=headers)
     elif error.status_code == 408:
         refusal = InvalidRequest("The request's body did not arrive in time.", headers=headers)
@@ -87,6 +91,16 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         refusal = InvalidRequest("We could not parse the body of your request.", headers=headers)
     refusal.status = error.status_code
     return respond(refusal)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that the path has; Starlette names only those of its first route, and here each method is one."""
+    routes: Sequence[BaseRoute] = request.app.routes
+
+    def has(method: str) -> bool:
+        return any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in routes)
+
+    return [method for method in _METHODS if has(method)]
 
 
 async def _on_lost_storage(_request: Request, error: Exception) -> Response:

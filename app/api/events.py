@@ -48,7 +48,7 @@ async def list_fine_tuning_events(
     session: ReadSession,
     resources: Opened,
     after: After = None,
-    limit: Annotated[int, Field(ge=1, le=1000), PLAIN_INTEGER] = 20,
+    limit: Annotated[int, Field(ge=0, le=1000), PLAIN_INTEGER] = 20,
     stream: Annotated[
         bool, Query(description="Follow the job: oldest first, those after `after`, until its end.")
     ] = False,

@@ -55,7 +55,7 @@ async def list_files(
     principal: Caller,
     session: ReadSession,
     after: After = None,
-    limit: Annotated[int, Field(ge=1, le=10000), PLAIN_INTEGER] = 10000,
+    limit: Annotated[int, Field(ge=0, le=10000), PLAIN_INTEGER] = 10000,
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> FileList:

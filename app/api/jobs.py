@@ -24,8 +24,11 @@ from app.schemas.jobs import (
     NoHyperparameters,
     SupervisedBlockRead,
     SupervisedMethodRead,
+    TrackerRead,
+    WandbIntegrationRead,
+    WandbSettingsRead,
 )
-from app.services import jobs, retries
+from app.services import integrations, jobs, retries
 from app.settings import Settings
 
 router = APIRouter(
@@ -47,11 +50,18 @@ async def create_fine_tuning_job(
     With an `Idempotency-Key` a request that is sent again is answered with the job that it has created already, as
     it is now, and with `Idempotent-Replayed: true`; so are the repeated attempts of OpenAI's clients.
     """
-    most = resources.settings.max_sequence_tokens
-    job, is_known = await retries.create_job(session, principal, made=made, body=body, max_sequence_tokens=most)
+    settings = resources.settings
+    job, is_known = await retries.create_job(
+        session,
+        principal,
+        made=made,
+        body=body,
+        max_sequence_tokens=settings.max_sequence_tokens,
+        trackers=settings.trackers,
+    )
     if is_known:
         response.headers["Idempotent-Replayed"] = "true"
-    return _read(job, resources.settings)
+    return _read(job, settings)
 
 
 @router.get(
@@ -76,7 +86,7 @@ async def list_fine_tuning_jobs(
     session: ReadSession,
     resources: Opened,
     after: After = None,
-    limit: Annotated[int, Field(ge=1, le=100), PLAIN_INTEGER] = 20,
+    limit: Annotated[int, Field(ge=0, le=100), PLAIN_INTEGER] = 20,
 ) -> JobList:
     """List the project's jobs, newest first."""
     metadata = _metadata_filter(request)
@@ -153,7 +163,7 @@ def _read(job: Job, settings: Settings) -> JobRead:
         hyperparameters=hyperparameters,
         method=method,
         metadata=job.job_metadata,
-        integrations=[],
+        integrations=_integrations(job),
         user_provided_suffix=job.suffix,
         hone=HoneDetails(
             status=status,
@@ -163,6 +173,7 @@ def _read(job: Job, settings: Settings) -> JobRead:
             requested=job.extension,
             spec=job.spec,
             dataset=_facts(job.dataset),
+            trackers=_trackers(job),
         ),
     )
 
@@ -181,3 +192,21 @@ def _facts(dataset: dict[str, Any] | None) -> dict[str, Any] | None:
     if dataset is None:
         return None
     return {part: {k: v for k, v in facts.items() if k != "tokens"} for part, facts in dataset.items()}
+
+
+def _integrations(job: Job) -> list[WandbIntegrationRead]:
+    runs = job.tracker_runs or {}
+    return [
+        WandbIntegrationRead(wandb=WandbSettingsRead(**one.options, run_id=(runs.get(one.name) or {}).get("run_id")))
+        for one in integrations.asked(job)
+        if one.kind == "wandb"
+    ]
+
+
+def _trackers(job: Job) -> list[TrackerRead]:
+    runs = job.tracker_runs or {}
+    names = ("run_id", "url", "error")
+    return [
+        TrackerRead(name=one.name, **{name: (runs.get(one.name) or {}).get(name) for name in names})
+        for one in integrations.asked(job)
+    ]

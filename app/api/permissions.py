@@ -29,7 +29,7 @@ async def list_fine_tuning_checkpoint_permissions(
     session: ReadSession,
     project_id: str | None = None,
     after: After = None,
-    limit: Annotated[int, Field(ge=1, le=100), PLAIN_INTEGER] = 10,
+    limit: Annotated[int, Field(ge=0, le=100), PLAIN_INTEGER] = 10,
     order: Literal["ascending", "descending"] = "descending",
 ) -> PermissionList:
     """List the projects that a model or checkpoint of this project is shared with."""

@@ -27,7 +27,7 @@ from app.services import webhook_events, webhook_signing, webhooks
 
 router = APIRouter(prefix="/v1", tags=["Webhooks"], dependencies=AUTHENTICATED, responses=errors.RESPONSES)
 
-Limit = Annotated[int, Field(ge=1, le=100), PLAIN_INTEGER]
+Limit = Annotated[int, Field(ge=0, le=100), PLAIN_INTEGER]
 
 
 @router.get("/webhook_event_types")

@@ -205,6 +205,9 @@ class Job(ProjectRow):
     # What was sent as `hone`; and, for a job that continues one, where the adapter lies: model, key, sha256, lora.
     extension: Mapped[dict[str, Any] | None]
     initial_adapter: Mapped[dict[str, Any] | None]
+    # As asked for; and what came of each tracker, by its name: run_id, url, error.
+    integrations: Mapped[list[dict[str, Any]] | None]
+    tracker_runs: Mapped[dict[str, Any] | None]
     # Filled by validation: the TrainSpec, the PrepareReport's counts, and where the token files lie.
     spec: Mapped[dict[str, Any] | None]
     dataset: Mapped[dict[str, Any] | None]

@@ -9,7 +9,8 @@ from pydantic_core import PydanticCustomError
 class Wire(BaseModel):
     """No conversions: "7" is not a number and true is not 1. Unknown fields are ignored, as at OpenAI."""
 
-    model_config = ConfigDict(strict=True)
+    # Answers hold every field: the document may say so.
+    model_config = ConfigDict(strict=True, json_schema_serialization_defaults_required=True)
 
 
 def _storable(text: str) -> str:

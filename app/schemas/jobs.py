@@ -111,6 +111,29 @@ def _label(text: str) -> str:
     return text
 
 
+class WandbSettings(Wire):
+    project: Annotated[Text, StringConstraints(min_length=1, max_length=128)]
+    name: Annotated[Text, StringConstraints(max_length=128)] | None = None
+    entity: Annotated[Text, StringConstraints(max_length=128)] | None = None
+    tags: Annotated[list[Annotated[Text, StringConstraints(max_length=64)]], Field(max_length=64)] | None = None
+
+
+class WandbIntegration(Wire):
+    type: Annotated[Text, Field(description="`wandb`; MLflow and TensorBoard are asked for in `hone.trackers`.")]
+    wandb: WandbSettings
+
+
+class WandbSettingsRead(WandbSettings):
+    """`run_id` once the run has begun at Weights & Biases."""
+
+    run_id: str | None
+
+
+class WandbIntegrationRead(Wire):
+    type: Literal["wandb"] = "wandb"
+    wandb: WandbSettingsRead
+
+
 class JobCreate(Wire):
     model: Annotated[
         Text,
@@ -124,7 +147,7 @@ class JobCreate(Wire):
     suffix: Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_label)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     metadata: Metadata | None = None
-    integrations: list[Any] | None = Field(default=None, description="No integration is available; null or [].")
+    integrations: Annotated[list[WandbIntegration], Field(max_length=5)] | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = Field(
         default=None,
@@ -174,6 +197,15 @@ class JobError(Wire):
     param: str | None
 
 
+class TrackerRead(Wire):
+    """What came of an integration; `error` says why it gets no more figures."""
+
+    name: str
+    run_id: str | None
+    url: str | None
+    error: str | None
+
+
 class HoneDetails(Wire):
     """What OpenAI's job object has no place for: progress, and the settings that "auto" and defaults stood for.
 
@@ -189,6 +221,7 @@ class HoneDetails(Wire):
     requested: dict[str, Any] | None
     spec: dict[str, Any] | None
     dataset: dict[str, Any] | None
+    trackers: list[TrackerRead]
 
 
 class JobRead(Wire):
@@ -212,7 +245,7 @@ class JobRead(Wire):
     hyperparameters: HyperparametersRead | NoHyperparameters
     method: Annotated[SupervisedMethodRead | DpoMethodRead, Field(discriminator="type")]
     metadata: dict[str, str] | None
-    integrations: list[Any]
+    integrations: list[WandbIntegrationRead]
     user_provided_suffix: str | None
     usage_metrics: None = Field(default=None, description="Always null: nothing is billed.")
     shared_with_openai: Literal[False] = False

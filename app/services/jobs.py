@@ -20,6 +20,7 @@ from app.services import (
     events,
     extensions,
     files,
+    integrations,
     job_states,
     leases,
     lookup,
@@ -30,12 +31,19 @@ from worker.contract.extension import Extension
 
 
 async def create(
-    session: AsyncSession, principal: Principal, *, body: JobCreate, max_sequence_tokens: int | None = None
+    session: AsyncSession,
+    principal: Principal,
+    *,
+    body: JobCreate,
+    max_sequence_tokens: int | None = None,
+    trackers: frozenset[str] = frozenset(),
 ) -> Job:
     """Record a job and its first events. Raises InvalidRequest, naming the field at fault.
 
-    `max_sequence_tokens` is the server's limit; without one only that of the base model holds.
+    `max_sequence_tokens` is the server's limit; without one only that of the base model holds. `trackers` are the
+    kinds of integrations that the server can feed.
     """
+    integrations.check(body.integrations, body.hone, available=trackers)
     hyperparameters = _hyperparameters(body)
     base, initial_adapter = await _start_of(session, principal, body)
     if body.hone is not None:
@@ -72,6 +80,7 @@ async def create(
         is_preemptible=options.preemptible,
         hyperparameters=hyperparameters.model_dump(),
         extension=body.hone.model_dump(mode="json", exclude_unset=True) if body.hone else None,
+        integrations=[one.model_dump() for one in body.integrations] if body.integrations else None,
         initial_adapter=initial_adapter.remembered() if initial_adapter else None,
         job_metadata=body.metadata,
         current_step=0,
@@ -208,8 +217,6 @@ def _illegal(job: Job, what: str) -> InvalidRequest:
 
 def _hyperparameters(body: JobCreate) -> Hyperparameters:
     """From the method's block, or from the older field; clients of either age are served."""
-    if body.integrations:
-        raise InvalidRequest("Integrations are not available on this server.", param="integrations")
     if body.method is not None and body.method.type not in ("supervised", "dpo"):
         kind = lookup.shown(body.method.type)
         sentence = f"Method type '{kind}' is not available on this server; 'supervised' and 'dpo' are."

@@ -107,6 +107,25 @@ async def hold(session: AsyncSession, lease: Lease) -> tuple[Job, datetime]:
     return await session.get_one(Job, lease.job_id, populate_existing=True), now
 
 
+async def hold_last(session: AsyncSession, lease: Lease) -> tuple[Job, datetime]:
+    """As `hold`, also after the lease was given back, until the next claim: for what is told late of a run.
+
+    Raises LeaseLost when the job was claimed again, or cancelled.
+    """
+    now = await database_now(session)
+    of_lease = (Job.id == lease.job_id) & (Job.fence == lease.fence)
+    found = await session.scalar(update(Job).where(of_lease).values(fence=Job.fence).returning(Job.id))
+    if found is None:
+        raise LeaseLost(lease.job_id)
+    return await session.get_one(Job, lease.job_id, populate_existing=True), now
+
+
+async def seen_by(session: AsyncSession, lease: Lease) -> Job | None:
+    """The job, as long as nobody has claimed it after this lease; a cancelled one is claimed by nobody."""
+    query = select(Job).where(Job.id == lease.job_id, or_(Job.fence == lease.fence, Job.status == JobStatus.CANCELLED))
+    return await session.scalar(query)
+
+
 async def renew(session: AsyncSession, held: Sequence[Lease], *, ttl_seconds: float) -> None:
     """Push the expiry of the leases that are still this worker's, in one statement."""
     if not held:

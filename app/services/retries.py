@@ -8,6 +8,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -57,14 +58,16 @@ async def create_job(
     made: Attempt,
     body: JobCreate,
     max_sequence_tokens: int | None = None,
+    trackers: frozenset[str] = frozenset(),
 ) -> tuple[Job, bool]:
     """The job of the request, as it is now, and whether an earlier attempt had created it already.
 
     What was refused is not remembered. Of requests at the same time, one creates the job and the others wait for it.
     Raises InvalidRequest, or KeyReused for a key that another body has used.
     """
+    create = partial(jobs.create, max_sequence_tokens=max_sequence_tokens, trackers=trackers)
     if made.idempotency_key is None and made.retry_count is None:
-        return await jobs.create(session, principal, body=body, max_sequence_tokens=max_sequence_tokens), False
+        return await create(session, principal, body=body), False
     same = made.idempotency_key or f"{principal.key_id} {made.body_sha256}"
     await alone(session, f"job request {principal.project_id} {same}")
     if made.idempotency_key is not None:
@@ -73,7 +76,7 @@ async def create_job(
         earlier = await _attempt_before(session, principal, made)
     if earlier is not None:
         return await jobs.get(session, principal, job_id=earlier.job_id), True
-    job = await jobs.create(session, principal, body=body, max_sequence_tokens=max_sequence_tokens)
+    job = await create(session, principal, body=body)
     row = JobRequest(
         id=new_id("jobreq_"),
         project_id=principal.project_id,

@@ -46,7 +46,8 @@ _JOBS: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {"k": "\udfff"}}, "metadata.k"),
     ({"metadata": "x"}, "metadata"),
     ({"metadata": json.loads(_DEEP)}, "metadata"),
-    ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations[0]"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "a\0b"}}]}, "integrations[0].wandb.project"),
     ({"integrations": "wandb"}, "integrations"),
     ({"method": {"type": "dpo"}, "hyperparameters": {"n_epochs": 1}}, "hyperparameters"),
     ({"method": {"type": "dpo", "dpo": {"hyperparameters": 3}}}, "method.dpo.hyperparameters"),
@@ -262,7 +263,7 @@ async def test_a_file_over_the_limit_is_refused(tenant: Tenant, served: Served) 
 
 
 _QUERIES = [
-    *(f"limit={bad}" for bad in ("abc", "-1", "0", "101", "1e3", "1" + "0" * 20, "%D9%A5", "1_0", "%205", "", "5.0")),
+    *(f"limit={bad}" for bad in ("abc", "-1", "101", "1e3", "1" + "0" * 20, "%D9%A5", "1_0", "%205", "", "5.0")),
     "limit=5&limit=6",
     "after=%00",
     "after=ftjob-unknown",

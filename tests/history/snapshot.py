@@ -50,5 +50,5 @@ async def take(settings: Settings, directories: Iterable[Path]) -> Snapshot:
                 if "/log/" in info.key:
                     texts[info.key] = content
     for directory in directories:
-        texts |= {str(path): path.read_bytes() for path in directory.rglob("*.log")}
+        texts |= {str(path): path.read_bytes() for path in directory.rglob("*.log") if path.is_file()}
     return Snapshot(tables, objects, texts)

@@ -76,6 +76,23 @@ class DpoOptions(Options):
     )
 
 
+class MlflowOptions(Options):
+    experiment: str = Field(default="hone", min_length=1, max_length=200, description="Made if there is none.")
+    run_name: str | None = Field(default=None, min_length=1, max_length=200, description="Default: the job's id.")
+    tags: dict[str, str] = Field(default={}, max_length=16, description="Tags of the run.")
+
+
+class TensorboardOptions(Options):
+    """Nothing to choose yet."""
+
+
+class TrackerOptions(Options):
+    mlflow: MlflowOptions | None = Field(default=None, description="Figures go to the operator's MLflow server.")
+    tensorboard: TensorboardOptions | None = Field(
+        default=None, description="Figures go to event files in the operator's directory."
+    )
+
+
 class Extension(Options):
     """Settings beyond OpenAI's. What is left out takes its default."""
 
@@ -114,6 +131,9 @@ class Extension(Options):
     neftune_noise_alpha: float = Field(default=0.0, ge=0, le=100, description="Noise on the embeddings; 0 is none.")
     train_on_last_turn_only: bool = Field(
         default=False, description="Of each conversation only the last assistant message is trained on."
+    )
+    trackers: TrackerOptions | None = Field(
+        default=None, description="Where else the figures go; Weights & Biases is asked for in `integrations`."
     )
     dpo: DpoOptions = Field(default=DpoOptions(), description="For the method `dpo`.")
     priority: int = Field(default=0, ge=-100, le=100, description="Jobs of higher priority begin first.")

@@ -174,7 +174,6 @@ async def test_the_client_that_blocks_is_served_too(tenant: Tenant) -> None:
 @pytest.mark.parametrize(
     ("query", "param"),
     [
-        ("limit=0", "limit"),
         ("limit=10001", "limit"),
         ("limit=ten", "limit"),
         ("order=ascending", "order"),

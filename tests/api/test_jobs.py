@@ -278,11 +278,13 @@ async def test_a_succeeded_job_names_its_model_and_results(tenant: Tenant) -> No
     assert (await tenant.client.files.content(metrics.id)).text.startswith("step,train_loss,train_accuracy,")
     assert job.to_dict()["hone"] == {
         "status": "succeeded",
+        "requested_model": "hone-tiny",
         "current_step": 36,
         "total_steps": 36,
         "requested": None,
         "spec": row.spec,
         "dataset": {"training": {"examples": 12}},
+        "trackers": [],
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.api import admin, checkpoints, errors, files, jobs, logs, model_aliases, models, permissions, system
+from app.api.limits import Limiter
 from app.api.middleware import RequestContext
 from app.resources import Resources
 
@@ -14,6 +15,7 @@ _ABOUT = "A self-hosted fine-tuning service that speaks OpenAI's API."
 def create_app(resources: Resources) -> FastAPI:
     app = _routes()
     app.state.resources = resources
+    app.state.limiter = Limiter(most) if (most := resources.settings.requests_per_minute) else None
     return app
 
 

@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         description="Most disk that base models may take on one machine; those used longest ago go first. What only "
         "links to local storage or to the Hugging Face cache does not count.",
     )
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most requests of one API key in a minute, counted by each server process for itself; more are "
+        "answered with 429 and when to come again. Default: no limit.",
+    )
     max_file_bytes: int = Field(default=512 * 1024**2, ge=1, description="Largest file that can be uploaded.")
     max_line_bytes: int = Field(default=8 * 1024**2, ge=1024, description="Longest line of a training file.")
     max_rows: int = Field(default=1_000_000, ge=10, description="Most rows of a training file.")

@@ -1,5 +1,6 @@
 """One tree of errors that clients see. `app.api.errors` renders it as OpenAI's envelope."""
 
+import math
 from collections.abc import Mapping
 
 
@@ -42,6 +43,17 @@ class NotFound(ApiError):
 
 class TooLarge(ApiError):
     status = 413
+
+
+class TooManyRequests(ApiError):
+    """Waiting helps: says for how long in `Retry-After`."""
+
+    status = 429
+    type = "requests"
+
+    def __init__(self, message: str, *, retry_after_seconds: float, headers: Mapping[str, str]) -> None:
+        wait = {"Retry-After": str(max(1, math.ceil(retry_after_seconds))), "x-should-retry": "true"}
+        super().__init__(message, code="rate_limit_exceeded", headers={**headers, **wait})
 
 
 class Unavailable(ApiError):

@@ -21,6 +21,7 @@ from app.api import (
     uploads,
     webhooks,
 )
+from app.api.limits import Limiter
 from app.api.middleware import RequestContext
 from app.resources import Resources
 
@@ -31,6 +32,7 @@ def create_app(resources: Resources) -> FastAPI:
     app = _routes()
     app.state.resources = resources
     app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
+    app.state.limiter = Limiter(most) if (most := resources.settings.requests_per_minute) else None
     return app
 
 

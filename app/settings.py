@@ -94,6 +94,12 @@ class Settings(BaseSettings):
         description="Workers write `step_metrics.csv` as base64 text, which programs written for OpenAI may decode; "
         "files of jobs that have ended stay as they are.",
     )
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most requests of one API key in a minute, counted by each server process for itself; more are "
+        "answered with 429 and when to come again. Default: no limit.",
+    )
     max_line_bytes: int = Field(default=8 * 1024**2, ge=1024, description="Longest line of a training file.")
     max_rows: int = Field(default=1_000_000, ge=10, description="Most rows of a training file.")
     max_sequence_tokens: int = Field(

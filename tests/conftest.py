@@ -123,9 +123,9 @@ async def other_tenant(served: Served) -> AsyncIterator[Tenant]:
 
 
 @asynccontextmanager
-async def tenant_of(served: Served) -> AsyncIterator[Tenant]:
+async def tenant_of(served: Served, *, beside: Principal | None = None) -> AsyncIterator[Tenant]:
     async with open_resources(served.settings) as opened:
-        principal, key = await factories.project(opened)
+        principal, key = await factories.project(opened, beside=beside)
         await factories.base_model(opened)
         base_url = f"{served.url}/v1"
         async with AsyncOpenAI(

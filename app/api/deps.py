@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.api.limits import Limiter
 from app.auth import Principal
 from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.resources import Resources
@@ -40,6 +41,9 @@ async def authenticate(
     async with resources.read() as session:
         principal = await keys.authenticate(session, key.strip())
     request.state.organization_id = principal.organization_id
+    limiter: Limiter | None = request.app.state.limiter
+    if limiter is not None:
+        request.state.allowance = limiter.take(principal.key_id)
     return principal
 
 

@@ -56,6 +56,8 @@ class RequestContext:
                 headers["openai-processing-ms"] = str(round(elapsed_ms()))
                 if organization_id := state.get("organization_id"):
                     headers["openai-organization"] = organization_id
+                if allowance := state.get("allowance"):
+                    headers.update(allowance.headers())
             await send(message)
 
         try:

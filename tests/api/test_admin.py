@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from openai import BadRequestError, PermissionDeniedError
 
 from app.resources import Resources, open_resources
 from app.services import keys, workers
@@ -67,6 +68,41 @@ async def test_workers_are_listed_and_drained(operator: httpx.AsyncClient, opene
         assert missing.status_code == 404
     async with opened.write() as session:
         await workers.leave(session, "worker-listed")
+
+
+async def test_aliases_are_made_listed_and_removed(
+    operator: httpx.AsyncClient, opened: Resources, tenant: Tenant
+) -> None:
+    path, alias = "/v1/admin/model_aliases", "acme/gpt-4o-mini-2024-07-18"
+    made = await operator.post(path, json={"id": alias, "base_model": factories.BASE_MODEL})
+    assert made.status_code == 200
+    wanted = {"id": alias, "object": "model_alias", "base_model": factories.BASE_MODEL}
+    assert made.json() == {**wanted, "created_at": made.json()["created_at"]}
+    assert (await operator.post(path, json={"id": alias, "base_model": factories.BASE_MODEL})).json() == made.json()
+    assert (await operator.get(path)).json() == {"object": "list", "data": [made.json()]}
+    for wrong in ({"id": "ft:a", "base_model": factories.BASE_MODEL}, {"id": "other", "base_model": "nothing"}):
+        assert (await operator.post(path, json=wrong)).status_code == 400
+
+    seen = await tenant.client.models.retrieve(alias)
+    assert (seen.owned_by, seen.shutdown_date) == ("system", None)
+    assert seen.to_dict()["hone"] == {"kind": "alias", "base_model": factories.BASE_MODEL}
+    assert seen in [one async for one in tenant.client.models.list()]
+    with pytest.raises(PermissionDeniedError):
+        await tenant.client.models.delete(alias)
+    async with tenant.http() as http:
+        assert (await http.get(f"/v1/models/{alias}/adapter")).json()["error"]["code"] == "adapter_not_found"
+        assert (await http.post(path, json=wanted)).status_code == 403
+    training = await factories.file(opened, tenant.principal)
+    job = await tenant.client.fine_tuning.jobs.create(model=alias, training_file=training.id)
+    assert job.model == factories.BASE_MODEL
+    assert job.to_dict()["hone"]["requested_model"] == alias  # pyright: ignore
+
+    removed = await operator.delete(f"{path}/{alias}")
+    assert removed.json() == {"id": alias, "object": "model_alias", "deleted": True}
+    assert (await operator.delete(f"{path}/acme%2Fgpt-4o-mini-2024-07-18")).status_code == 404
+    with pytest.raises(BadRequestError) as refused:
+        await tenant.client.fine_tuning.jobs.create(model=alias, training_file=training.id)
+    assert refused.value.code == "model_not_found"
 
 
 async def listing(http: httpx.AsyncClient) -> list[dict]:

@@ -63,6 +63,7 @@ async def test_without_a_database_the_server_says_so(served_without_database: Se
             answer = await http.get(path, headers={"Authorization": "Bearer sk-hone-something-long"})
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "2"
+            assert answer.headers["x-should-retry"] == "true"
             assert answer.json()["error"]["type"] == "server_error"
 
 

@@ -60,9 +60,10 @@ class Stand:
         self.answers.append(made)
         return made
 
-    def create_job(self) -> Answer:
+    def create_job(self, *, key: str | None = None) -> Answer:
         body = {"model": factories.BASE_MODEL, "training_file": self.training_file}
-        return self.request("POST", "/v1/fine_tuning/jobs", json=body)
+        headers = {"Idempotency-Key": key} if key is not None else {}
+        return self.request("POST", "/v1/fine_tuning/jobs", json=body, headers=headers)
 
     def jobs(self) -> list[dict[str, Any]]:
         answer = self.request("GET", "/v1/fine_tuning/jobs?limit=100")

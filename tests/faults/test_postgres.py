@@ -12,6 +12,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from openai import OpenAI
 
 from app.db.models import Event, JobStatus
 from app.db.queries import of_job
@@ -65,6 +66,34 @@ def test_f14_a_commit_that_is_lost_is_not_acknowledged(postgres_server: Postgres
         assert made.create_job().status == 200
         made.check_answers()
         made.check_jobs()
+
+
+@pytest.mark.parametrize("what", ["the request", "the reply"])
+def test_f14_a_lost_commit_is_made_good_by_the_same_key(postgres_server: Postgres, tmp_path: Path, what: str) -> None:
+    """The client cannot know whether its job is there, and need not."""
+    with stand.on_postgres(postgres_server, tmp_path / "data") as made:
+        assert made.proxy is not None
+        (made.proxy.reset_at if what == "the request" else made.proxy.lose_reply)(b"COMMIT")
+        assert made.create_job(key="nightly").status == 503
+        assert made.proxy.fired.wait(1)
+        answered = [made.create_job(key="nightly") for _ in range(2)]
+        assert [answer.status for answer in answered] == [200, 200]
+        assert {answer.body["id"] for answer in answered} == {job["id"] for job in made.jobs()}
+        made.check_answers()
+        made.check_jobs()
+
+
+@pytest.mark.parametrize("what", ["the request", "the reply"])
+def test_f14_an_unmodified_client_makes_one_job(postgres_server: Postgres, tmp_path: Path, what: str) -> None:
+    """It sends no key, but tries again by itself, and says so."""
+    with stand.on_postgres(postgres_server, tmp_path / "data") as made:
+        assert made.proxy is not None
+        key = made.client.headers["authorization"].removeprefix("Bearer ")
+        with OpenAI(api_key=key, base_url=f"{made.client.base_url}/v1") as client:
+            (made.proxy.reset_at if what == "the request" else made.proxy.lose_reply)(b"COMMIT")
+            job = client.fine_tuning.jobs.create(model=factories.BASE_MODEL, training_file=made.training_file)
+        assert made.proxy.fired.is_set()
+        assert [one["id"] for one in made.jobs()] == [job.id]
 
 
 def test_f14_resets_while_jobs_are_created(postgres_server: Postgres, tmp_path: Path, instant: float) -> None:

@@ -8,6 +8,7 @@ from tests.history.snapshot import Row, Snapshot
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 SECRET = "a-secret-to-keep"
+KEY = "a-key-of-a-request"
 DONE, CANCELLED = "The job has successfully completed", "The job has been cancelled"
 FILE, RESULT, ADAPTER, STATE = (Content.of(name.encode()) for name in ("file", "result", "adapter", "state"))
 _KEY_HASH, _PROJECT = "hash of a key", "proj-a"
@@ -36,6 +37,7 @@ def kept() -> Record:
     model: Row = {"id": "ft:done", "job_id": "done", "project_id": _PROJECT, "adapter_key": "jobs/done/3/adapter.zip"}
     model |= {"adapter_sha256": ADAPTER.sha256, "adapter_bytes": ADAPTER.num_bytes}
     segment: Row = {"job_id": "cancelled", "fence": 1, "number": 1, "project_id": _PROJECT}
+    request: Row = {"id": "request", "job_id": "done", "project_id": _PROJECT, "idempotency_key": KEY}
     metrics = [{"job_id": "done", "project_id": _PROJECT, "step": step, "kind": "train"} for step in (1, 2)]
     tables = {
         "jobs": jobs,
@@ -51,6 +53,7 @@ def kept() -> Record:
             _delivery("done", "succeeded", delivered_at=NOW, last_status_code=200),
             _delivery("cancelled", "cancelled", last_error="The connection was refused."),
         ],
+        "job_requests": [request],
         "api_keys": [{"id": "key-a", "key_hash": _KEY_HASH, "project_id": _PROJECT}],
     }
     objects = {file["storage_key"]: Content(file["bytes"], file["sha256"]) for file in files}
@@ -73,6 +76,7 @@ def _exchanges() -> list[Exchange]:
         exchange("GET", "/v1/files/file-sent/content", downloaded=FILE),
         exchange("GET", "/v1/files/file-result/content", status=503, retry_after="1"),
     ]
+    made += [exchange("POST", jobs, Seen("fine_tuning.job", "done", "succeeded"), idempotency_key=KEY)]
     for number, one in enumerate(made):  # one after the other
         one.began, one.ended = number, number + 0.5
     return made

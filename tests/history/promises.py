@@ -14,6 +14,7 @@ from tests.history.snapshot import Row, Snapshot
 
 CANCEL_SECONDS = 10.0
 KEPT_EPOCHS = 3  # whose checkpoints stay
+_JOBS = "/v1/fine_tuning/jobs"
 _TERMINAL = {"succeeded", "failed", "cancelled"}
 _LAST_WORDS = {"The job has successfully completed": "succeeded", "The job has been cancelled": "cancelled"}
 _JOB_KEY = re.compile(r"jobs/([^/]+)/(\d+)/")
@@ -188,6 +189,26 @@ def _fence(key: str) -> int:
     return int(match[2]) if match else -1
 
 
+def one_job_for_a_key(record: Record) -> Iterator[str]:
+    """Whoever has sent a key was answered with one job, the one that is remembered for the key."""
+    callers = {key["key_hash"]: key["project_id"] for key in record.rows("api_keys")}
+    jobs = record.by_id("jobs")
+    remembered: dict[tuple[str | None, str], str] = {}
+    for row in record.rows("job_requests"):
+        if row["job_id"] not in jobs:
+            yield f"the request {row['id']} is remembered for the job {row['job_id']}, which is not there"
+        key = row["project_id"], row["idempotency_key"]
+        if row["idempotency_key"] is not None and remembered.setdefault(key, row["job_id"]) != row["job_id"]:
+            yield f"the key {key[1]} is remembered for two jobs"
+    for made in record.exchanges:
+        if made.idempotency_key is None or made.path != _JOBS or not made.is_acknowledged:
+            continue
+        key = callers.get(made.caller or ""), made.idempotency_key
+        for seen in made.seen:
+            if seen.id != remembered.get(key):
+                yield f"{made} with the key {key[1]} showed {seen.id}; remembered is {remembered.get(key)}"
+
+
 def cancelled_in_time(record: Record) -> Iterator[str]:
     """Who is told that a job is cancelled is told so in time, and the job is."""
     jobs = record.by_id("jobs")
@@ -329,7 +350,7 @@ PROMISES: dict[int, tuple[str, Callable[[Record], Iterator[str]]]] = {
     2: ("every job has ended, or waits where it can be seen", ended_or_waiting),
     3: ("one end for each job, and nothing after it", told_once),
     4: ("who has lost a job changes nothing", fenced),
-    # 5, one job for one Idempotency-Key, has nothing to look at until there are such keys.
+    5: ("one job for one Idempotency-Key", one_job_for_a_key),
     6: ("a cancellation is final, in ten seconds", cancelled_in_time),
     7: ("so many attempts and no more", tried_so_often),
     8: ("no error of the server's, nothing partial, the same bytes back", whole),

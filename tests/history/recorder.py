@@ -43,6 +43,7 @@ class Exchange:
     path: str
     began: float
     caller: str | None = None  # the hash of the key
+    idempotency_key: str | None = None
     uploaded: Content | None = None
     ended: float = 0.0
     status: int | None = None
@@ -90,6 +91,7 @@ class History:
 
     def _asked(self, request: httpx.Request) -> None:
         made = Exchange(request.method, request.url.path, time.monotonic(), caller=_caller(request))
+        made.idempotency_key = request.headers.get("idempotency-key")
         if request.method == "POST" and made.path.endswith("/files"):
             made.uploaded = _uploaded(request.read(), request.headers.get("content-type", ""))
         self.exchanges.append(made)

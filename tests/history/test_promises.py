@@ -14,6 +14,7 @@ from tests.history.snapshot import Row
 
 OTHER = Content.of(b"other bytes")
 JOB, CHECKPOINT = "fine_tuning.job", "fine_tuning.job.checkpoint"
+JOBS = "/v1/fine_tuning/jobs"
 Breach = Callable[[Record], Any]
 
 
@@ -91,6 +92,10 @@ BREACHES: list[tuple[int, str, Breach]] = [
     (4, "a model of a failed job", add("fine_tuned_models", "ft:done", job_id="failed")),
     (4, "a step told twice", add("events", "done-3", sequence=6)),
     (4, "a step that is missing", drop("step_metrics", step=1)),
+    (5, "two jobs for a key", say("POST", JOBS, Seen(JOB, "queued", "queued"), idempotency_key=examples.KEY)),
+    (5, "a key that was forgotten", drop("job_requests", id="request")),
+    (5, "a key that is remembered twice", add("job_requests", "request", job_id="queued")),
+    (5, "a key of a job that is gone", change("job_requests", "request", job_id="ftjob-lost")),
     (6, "a cancellation that takes eleven seconds", take_long),
     (6, "a cancellation that did not last", change("jobs", "cancelled", status="succeeded")),
     (6, "a cancellation that did nothing", say("POST", "/queued/cancel", Seen(JOB, "queued", "queued"))),

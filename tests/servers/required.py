@@ -1,6 +1,7 @@
 """Which servers the tests need, and what it means when one is not installed."""
 
 import os
+import shutil
 
 import pytest
 
@@ -11,7 +12,11 @@ _REQUIRE = "HONE_TEST_REQUIRE_BACKENDS"
 
 def missing() -> list[str]:
     """The servers that this machine lacks, by the names of Debian's packages."""
-    found = {"postgresql": postgres.binaries() is not None, "redis-server": redis.program() is not None}
+    found = {
+        "postgresql": postgres.binaries() is not None,
+        "redis-server": redis.program() is not None,
+        "bubblewrap": shutil.which("bwrap") is not None,
+    }
     return [name for name, is_there in found.items() if not is_there]
 
 

@@ -1,7 +1,6 @@
 """Python graders that wait for workers: who takes one, and what becomes of those that nobody answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -23,8 +22,8 @@ REQUEST: dict[str, Any] = {"source": "def grade(sample, item): return item['x']"
 
 
 @pytest.fixture
-async def principal(resources: Resources) -> AsyncIterator[Principal]:
-    yield (await factories.project(resources))[0]
+async def principal(resources: Resources) -> Principal:
+    return (await factories.project(resources))[0]
 
 
 async def add(resources: Resources, principal: Principal, *, lives_seconds: float = 60) -> str:

@@ -23,7 +23,10 @@ class WorkerRead(Wire):
     pid: int
     version: str
     pool: str
-    kinds: list[str] = Field(description="`train` takes the jobs of its pool; `cpu` checks files and sweeps.")
+    kinds: list[str] = Field(
+        description="`train` takes the jobs of its pool; `cpu` checks files and sweeps; `python_graders` has a sandbox "
+        "for these."
+    )
     state: Literal["starting", "ready", "draining", "unhealthy", "dead"]
     slots: list[SlotRead]
     unavailable_bases: dict[str, str] = Field(

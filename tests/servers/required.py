@@ -1,6 +1,7 @@
 """Which servers the tests need, and what it means when one is not installed."""
 
 import os
+import shutil
 
 import pytest
 
@@ -20,6 +21,6 @@ def are_required() -> bool:
 
 
 def skip_without(package: str) -> None:
-    """Skips the test where the server is not installed, or fails it where all must be."""
-    if package in missing():
+    """Skips the test where the server, or bubblewrap, is not installed, or fails it where all must be."""
+    if package in missing() or (package == "bubblewrap" and shutil.which("bwrap") is None):
         (pytest.fail if are_required() else pytest.skip)(f"{package} is not installed")

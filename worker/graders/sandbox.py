@@ -3,7 +3,8 @@
 Two ways, tried in this order. *bubblewrap* gives a grader a file system of its own with Python in it and nothing
 else. Where it is not installed and this process is root, util-linux' `unshare` gives namespaces, and the grader is
 another user: it can read what everybody on this machine can. In both ways there is no network, no environment, no
-other process to be seen, one process and thread, no file that can be written, and limits of memory and time.
+other process to be seen, one process and thread, no file that can be written, and limits of memory and time; and a
+filter of system calls shuts what none needs.
 """
 
 import asyncio

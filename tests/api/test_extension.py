@@ -24,6 +24,7 @@ EVERYTHING: dict[str, Any] = {
     "max_sequence_tokens": 512,
     "eval_interval_steps": 5,
     "checkpoint_interval_steps": 10,
+    "keep_checkpoint_epochs": 5,
     "early_stopping": {"patience": 3},
     "keep_best": True,
     "neftune_noise_alpha": 5,

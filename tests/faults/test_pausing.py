@@ -2,7 +2,9 @@
 
 import os
 import signal
+from collections.abc import Callable
 
+import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
@@ -18,6 +20,7 @@ from tests.e2e.processes import (
     wait_for_step,
 )
 from tests.faults.jobs import RESUMED, Install, assert_as_undisturbed, assert_cancelled, assert_numbered, stored
+from tests.faults.test_cancelling import just_claimed, while_saving, while_uploading
 from tests.faults.test_processes_die import step_at
 
 PAUSED = "The job has been paused"
@@ -118,6 +121,22 @@ def test_a_job_paused_at_its_very_end_is_finished_when_it_is_resumed(install: In
         client.fine_tuning.jobs.resume(job.id)
         assert_as_undisturbed(client, job.id, undisturbed)
     assert_numbered(installation, job.id)
+
+
+@pytest.mark.parametrize("bring", [just_claimed, while_saving, while_uploading])
+def test_paused_in_each_phase(server: Process, bring: Callable[[OpenAI, Installation], FineTuningJob]) -> None:
+    client = server.client()
+    job = bring(client, server.installation)
+    client.fine_tuning.jobs.pause(job.id)
+    wait_until_let_go(server.installation, job.id)
+    step = reached(client, job)
+    saved = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    assert [checkpoint.step_number for checkpoint in saved[:1]] == ([step] if step else [])
+    client.fine_tuning.jobs.resume(job.id)
+    wait_for_step(client, job.id, step + 2)
+    client.fine_tuning.jobs.cancel(job.id)
+    assert_cancelled(client, job.id)
+    assert_numbered(server.installation, job.id)
 
 
 def test_a_paused_job_is_cancelled(server: Process) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import schemathesis
@@ -68,5 +69,7 @@ async def _fill(settings: Settings) -> str:
 def test_the_document_is_the_whole_truth(case: schemathesis.Case, target: Target) -> None:
     headers = {"Authorization": f"Bearer {target.key}"}
     # `DELETE /v1/models/a/adapter` is allowed: it means a model of that name, as names may hold slashes.
-    excluded = [CHECKS.get_one("allow_header_conformance")] if case.path == "/v1/models/{model}/adapter" else []
+    excluded: list[Any] = (
+        [CHECKS.get_one("allow_header_conformance")] if case.path == "/v1/models/{model}/adapter" else []
+    )
     case.call_and_validate(base_url=target.url, headers=headers, excluded_checks=excluded, timeout=30)

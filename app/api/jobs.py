@@ -137,7 +137,7 @@ def _metadata_filter(request: Request) -> dict[str, str] | Literal["null"] | Non
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    if plain not in (None, "null") or (plain and pairs) or len(pairs) > 16:
+    if plain not in (None, "null") or (plain and pairs) or "" in pairs or len(pairs) > 16:
         raise InvalidRequest("Expected up to 16 of metadata[key]=value, or metadata=null.", param="metadata")
     return "null" if plain else pairs
 

@@ -82,7 +82,7 @@ def _seeding(settings: Settings) -> Iterator[str]:
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
             """Nothing: pytest tells enough."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -21,7 +21,8 @@ SHARED_CHECKPOINT = "ft:gpt-4o-mini-2024-07-18:org:weather:B7R9VjQd"
 PERMISSION = "cp_zc4Q7MP6XxulcVzj4MZdwsAB"
 UPLOAD, PART = "upload_abc123", "string"
 OTHER_PROJECT = "string"
-AFTER = "string"  # where lists are asked to go on
+ASKED_PROJECT = "project_id"
+AFTER = "after"  # where lists are asked to go on
 
 
 async def seed(resources: Resources, test: str) -> None:
@@ -69,10 +70,9 @@ async def _empty(resources: Resources) -> Principal:
             await session.execute(delete(table))
         session.add(Organization(id="org-1", name="tests", created_at=now))
         await session.flush()
-        projects = {"proj-1": now, OTHER_PROJECT: now + timedelta(seconds=1)}
-        session.add_all(
-            Project(id=name, organization_id="org-1", name=name, created_at=at) for name, at in projects.items()
-        )
+        for number, name in enumerate(("proj-1", OTHER_PROJECT, ASKED_PROJECT)):  # the first is the default project
+            at = now + timedelta(seconds=number)
+            session.add(Project(id=name, organization_id="org-1", name=name, created_at=at))
         await session.flush()
         key = {"name": "tests", "key_hash": hash_key(KEY), "hint": "My...Key", "created_at": now}
         session.add(ApiKey(id="key-1", project_id="proj-1", **key))
@@ -102,37 +102,30 @@ async def _later_tables(resources: Resources, principal: Principal) -> None:
     now = utc_now()
     content = b"Example data"
     part = await factories.stored(resources, f"uploads/{UPLOAD}/{PART}", content)
-    rows: dict[str, dict[str, Any]] = {
-        "uploads": {
-            "id": UPLOAD,
-            "filename": "filename",
-            "purpose": "assistants",
-            "bytes": len(content),
-            "status": "pending",
-            "num_parts": 1,
-            "received_bytes": len(content),
-            "created_at": now,
-            "expires_at": now + timedelta(hours=1),
-        },
-        "upload_parts": {
-            "id": PART,
-            "upload_id": UPLOAD,
-            "bytes": part.bytes,
-            "sha256": part.sha256,
-            "storage_key": part.key,
-            "created_at": now,
-        },
-        "checkpoint_permissions": {
-            "id": PERMISSION,
-            "model_name": SHARED_CHECKPOINT,
-            "checkpoint": SHARED_CHECKPOINT,
-            "granted_project_id": OTHER_PROJECT,
-            "created_at": now,
-        },
+    of_upload = {"project_id": principal.project_id, "created_at": now}
+    upload: dict[str, Any] = {
+        "id": UPLOAD,
+        "filename": "filename",
+        "purpose": "assistants",
+        "bytes": len(content),
+        "status": "pending",
+        "num_parts": 1,
+        "received_bytes": len(content),
+        "expires_at": now + timedelta(hours=1),
+        **of_upload,
+    }
+    held = {"bytes": part.bytes, "sha256": part.sha256, "storage_key": part.key}
+    permission = {"created_at": now, "project_id": principal.project_id}
+    shared: list[dict[str, Any]] = [
+        {"id": PERMISSION, "model_name": SHARED_CHECKPOINT, "shared_with_id": OTHER_PROJECT, **permission},
+        {"id": AFTER, "model_name": JOB, "shared_with_id": ASKED_PROJECT, **permission},
+    ]
+    rows = {
+        "uploads": [upload],
+        "upload_parts": [{"id": PART, "upload_id": UPLOAD, **held, **of_upload}],
+        "checkpoint_permissions": shared,
     }
     async with resources.write() as session:
-        for name, row in rows.items():
-            table = Base.metadata.tables.get(name)
-            if table is not None:
-                known = {"project_id": principal.project_id} | row
-                await session.execute(insert(table).values({k: v for k, v in known.items() if k in table.columns}))
+        for name, values in rows.items():
+            if (table := Base.metadata.tables.get(name)) is not None:
+                await session.execute(insert(table), values)

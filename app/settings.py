@@ -1,11 +1,12 @@
 """Every setting of Hone, read from the environment (prefix HONE_). Each default runs on a laptop."""
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.contract.extension import DEFAULT_POOL, POOL_NAME
 
@@ -133,6 +134,11 @@ class Settings(BaseSettings):
         default=3, ge=1, description="Crashes without a new checkpoint between them after which a job fails."
     )
     max_log_bytes: int = Field(default=16 * 1024**2, ge=1024, description="Most log text kept for one job.")
+    outgoing_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        default=(),
+        description="Networks that URLs given by clients may lead to besides the public Internet, such as "
+        "`10.1.0.0/16,fd00:1::/32` for receivers of webhooks in your own network. Only there is plain http spoken.",
+    )
     tiny_model: bool = Field(
         default=True, description="Build and register the tiny base model hone-tiny at the first start."
     )
@@ -146,6 +152,11 @@ class Settings(BaseSettings):
         if given and self.s3_bucket is None:
             raise ValueError(f"HONE_{min(given).upper()} is set, but HONE_S3_BUCKET is not")
         return self
+
+    @field_validator("outgoing_allowed_networks", mode="before")
+    @classmethod
+    def _in_a_row(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("database_url", mode="before")
     @classmethod

@@ -24,7 +24,7 @@ def render() -> str:
 
 
 def _default(value: object) -> str:
-    return "" if value is None else f"`{value}`"
+    return "" if value in (None, ()) else f"`{value}`"
 
 
 if __name__ == "__main__":

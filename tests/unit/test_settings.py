@@ -65,3 +65,11 @@ def test_a_link_into_the_bucket_is_no_use_in_a_log() -> None:
     assert "0123456789abcdef" not in redacted
     assert "AKIA0123" not in redacted
     assert "X-Amz-Expires=300" in redacted
+
+
+def test_networks_are_named_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HONE_OUTGOING_ALLOWED_NETWORKS", "10.1.0.0/16, fd00:1::/32")
+    assert [str(network) for network in Settings().outgoing_allowed_networks] == ["10.1.0.0/16", "fd00:1::/32"]
+    monkeypatch.setenv("HONE_OUTGOING_ALLOWED_NETWORKS", "10.1.2.3/16")
+    with pytest.raises(ValidationError, match="outgoing_allowed_networks"):
+        Settings()

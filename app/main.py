@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.api import admin, checkpoints, errors, files, jobs, logs, models, system
+from app.api import admin, checkpoints, errors, files, jobs, logs, models, system, webhooks
 from app.api.middleware import RequestContext
 from app.resources import Resources
 
@@ -35,6 +35,6 @@ def _routes() -> FastAPI:
     )
     app.add_middleware(RequestContext)
     errors.install(app)
-    for resource in (files, jobs, checkpoints, logs, models, admin, system):
+    for resource in (files, jobs, checkpoints, logs, models, webhooks, admin, system):
         app.include_router(resource.router)
     return app

@@ -139,6 +139,18 @@ class Settings(BaseSettings):
         description="Networks that URLs given by clients may lead to besides the public Internet, such as "
         "`10.1.0.0/16,fd00:1::/32` for receivers of webhooks in your own network. Only there is plain http spoken.",
     )
+    webhook_timeout_seconds: float = Field(
+        default=10.0, ge=0.1, description="A receiver of webhooks that has not answered by then is tried again."
+    )
+    webhook_retry_seconds: float = Field(
+        default=5.0, gt=0, description="Wait before the second attempt to deliver; it doubles, up to six hours."
+    )
+    webhook_give_up_seconds: float = Field(
+        default=259200.0, ge=0, description="Attempts to deliver end when an event is this old."
+    )
+    webhook_log_seconds: float = Field(
+        default=2592000.0, ge=0, description="How long the deliveries that are over can be read."
+    )
     tiny_model: bool = Field(
         default=True, description="Build and register the tiny base model hone-tiny at the first start."
     )

@@ -5,7 +5,8 @@ from typing import Literal
 from alembic import context
 from sqlalchemy import Connection
 
-import app.db.models  # noqa: F401 - the metadata is that of the tables that were loaded
+import app.db.models
+import app.db.webhook_models  # noqa: F401 - the metadata is that of the tables that were loaded
 from app.db import migrations
 from app.db.base import Base, UtcDateTime
 from app.settings import Settings

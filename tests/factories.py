@@ -12,9 +12,10 @@ from sqlalchemy import select
 from app.auth import Principal, hash_key, new_key
 from app.db.models import BaseModel, Checkpoint, File, FineTunedModel, Job, JobStatus, LogSegment, WorkerState
 from app.db.queries import server_rows
+from app.db.webhook_models import WebhookEndpoint
 from app.ids import new_id, utc_now
 from app.resources import Resources
-from app.services import events, keys
+from app.services import events, keys, webhook_signing
 from app.services.workers import Description
 from app.storage import keys as storage_keys
 from app.storage.base import StoredObject
@@ -228,6 +229,27 @@ async def succeeded_job(resources: Resources, principal: Principal) -> tuple[Job
     async with resources.write() as session:
         session.add(model)
     return row, model
+
+
+async def webhook_endpoint(resources: Resources, principal: Principal, url: str, **columns: Any) -> WebhookEndpoint:
+    """One that is told of every end of a job."""
+    now = utc_now()
+    values: dict[str, Any] = {
+        "id": new_id("we_"),
+        "project_id": principal.project_id,
+        "name": "test",
+        "url": url,
+        "event_types": ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"],
+        "secret": webhook_signing.new_secret(),
+        "old_secrets": [],
+        "created_at": now - timedelta(seconds=1),  # the database's clock may be coarser
+        "updated_at": now,
+        **columns,
+    }
+    row = WebhookEndpoint(**values)
+    async with resources.write() as session:
+        session.add(row)
+    return row
 
 
 async def revoke(resources: Resources, key: str) -> None:

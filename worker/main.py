@@ -17,7 +17,7 @@ from app.errors import Unavailable
 from app.resources import Resources
 from app.services import workers
 from app.services.workers import Description
-from worker import preemption, sweeps, tidying, validator, workspace
+from worker import deliveries, preemption, sweeps, tidying, validator, workspace
 from worker.bases import Bases
 from worker.keeper import Keeper
 from worker.presence import Presence
@@ -46,6 +46,7 @@ async def work(resources: Resources, stopping: asyncio.Event) -> None:
                 background.create_task(keeper.run(describe, draining)),
                 background.create_task(sweeps.run(resources, presence)),
                 background.create_task(tidying.run(resources)),
+                background.create_task(deliveries.run(resources)),
                 background.create_task(bases.retry_unavailable()),
                 background.create_task(preemption.run(resources, slots=slots, keeper=keeper, bases=bases)),
             ]

@@ -1,4 +1,5 @@
-"""The only ways to begin a query: by project, by lease (app.services.leases and scheduling), or on a server table.
+"""The only ways to begin a query: by project, by lease (app.services.leases and scheduling; webhook_deliveries has its
+own), or on a server table.
 
 `tests/unit/test_query_doors.py` finds any other.
 """

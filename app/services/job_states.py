@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import TERMINAL, Job, JobStatus
-from app.services import events
+from app.services import events, webhook_events
 
 _VALIDATING, _QUEUED, _RUNNING, _PAUSED = (
     JobStatus.VALIDATING_FILES,
@@ -45,7 +45,7 @@ def move(
     level: str = "info",
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Change a job's status and write the event that tells of it, in the caller's transaction.
+    """Change a job's status and write the event that tells of it, in the caller's transaction; webhooks' too.
 
     Raises IllegalTransition. The session must hold the job row.
     """
@@ -60,3 +60,4 @@ def move(
         job.finished_at = now
         job.estimated_finish_at = None
     events.add(session, job, message, now=now, level=level, data=data)
+    webhook_events.tell(session, job, now=now)

@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import select
 
-import app.db.models  # noqa: F401 - the metadata is that of the tables that were loaded
+import app.db.models
+import app.db.webhook_models  # noqa: F401 - the metadata is that of the tables that were loaded
 from app.db.base import Base
 from app.resources import open_resources
 from app.settings import Settings

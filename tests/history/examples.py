@@ -45,6 +45,12 @@ def kept() -> Record:
         "fine_tuned_models": [model],
         "log_segments": [segment],
         "step_metrics": metrics,
+        "webhook_endpoints": [_endpoint("we-a"), _endpoint("we-else", project_id="proj-b")],
+        "webhook_events": [{"id": "evt-failed", "type": "fine_tuning.job.failed", "subject_id": "failed"}],
+        "webhook_deliveries": [
+            _delivery("done", "succeeded", delivered_at=NOW, last_status_code=200),
+            _delivery("cancelled", "cancelled", last_error="The connection was refused."),
+        ],
         "api_keys": [{"id": "key-a", "key_hash": _KEY_HASH, "project_id": _PROJECT}],
     }
     objects = {file["storage_key"]: Content(file["bytes"], file["sha256"]) for file in files}
@@ -90,6 +96,17 @@ def _event(job_id: str, sequence: int, message: str, **columns: object) -> Row:
 def _file(name: str, key: str, content: Content, purpose: str) -> Row:
     row: Row = {"id": name, "project_id": _PROJECT, "storage_key": key, "purpose": purpose}
     return row | {"bytes": content.num_bytes, "sha256": content.sha256}
+
+
+def _endpoint(name: str, **columns: object) -> Row:
+    kinds = [f"fine_tuning.job.{end}" for end in ("succeeded", "failed", "cancelled")]
+    return {"id": name, "project_id": _PROJECT, "event_types": kinds, "updated_at": NOW} | columns
+
+
+def _delivery(job_id: str, end: str, **columns: object) -> Row:
+    row: Row = {"id": f"wh-{job_id}", "project_id": _PROJECT, "endpoint_id": "we-a", "subject_id": job_id}
+    row |= {"event_type": f"fine_tuning.job.{end}", "attempts": 1, "next_attempt_at": None, "delivered_at": None}
+    return row | {"last_status_code": None, "last_error": None} | columns
 
 
 def _checkpoint(job_id: str, step: int, fence: int) -> Row:

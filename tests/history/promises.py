@@ -21,6 +21,7 @@ _TABLES = {  # of what is shown to clients, by its wire name
     "fine_tuning.job.event": "events",
     "fine_tuning.job.checkpoint": "checkpoints",
     "file": "files",
+    "webhook_endpoint": "webhook_endpoints",
 }
 
 
@@ -280,6 +281,35 @@ def secrets_kept(record: Record) -> Iterator[str]:
             yield f"{made} was answered with a secret"
 
 
+def webhooks_told(record: Record) -> Iterator[str]:
+    """Each end is kept once for each endpoint that asked for it in time, and nothing else is; who gives up says why.
+
+    An end is a delivery, or an event that no worker has taken up yet. Endpoints that were changed since are left out.
+    """
+    jobs, endpoints = record.by_id("jobs"), record.by_id("webhook_endpoints")
+    waiting = {(row["subject_id"], row["type"]) for row in record.rows("webhook_events")}
+    told = Counter(
+        (row["endpoint_id"], row["subject_id"], row["event_type"]) for row in record.rows("webhook_deliveries")
+    )
+    for job in jobs.values():
+        kind = f"fine_tuning.job.{job['status']}"
+        for endpoint in endpoints.values() if str(job["status"]) in _TERMINAL and job["finished_at"] else ():
+            was_there = endpoint["updated_at"] <= job["finished_at"] and kind in endpoint["event_types"]
+            count = told[endpoint["id"], job["id"], kind] + ((job["id"], kind) in waiting)
+            if was_there and endpoint["project_id"] == job["project_id"] and count != 1:
+                yield f"that job {job['id']} is {job['status']} is told to {endpoint['id']} {count} times"
+    for row in record.rows("webhook_deliveries"):
+        name, job, endpoint = f"delivery {row['id']}", jobs.get(row["subject_id"]), endpoints.get(row["endpoint_id"])
+        end = row["event_type"].removeprefix("fine_tuning.job.")
+        if job is None or endpoint is None or not job["project_id"] == row["project_id"] == endpoint["project_id"]:
+            yield f"{name} is of another project than its job or its endpoint"
+        elif end in _TERMINAL and str(job["status"]) != end:
+            yield f"{name} tells that job {job['id']} is {end}, and it is {job['status']}"
+        has_reason = row["last_error"] is not None or row["last_status_code"] is not None
+        if row["next_attempt_at"] is None and not (row["delivered_at"] or (row["attempts"] and has_reason)):
+            yield f"{name} was given up and does not say why"
+
+
 PROMISES: dict[int, tuple[str, Callable[[Record], Iterator[str]]]] = {
     1: ("what was acknowledged survives", acknowledged_survives),
     2: ("every job has ended, or waits where it can be seen", ended_or_waiting),
@@ -291,6 +321,7 @@ PROMISES: dict[int, tuple[str, Callable[[Record], Iterator[str]]]] = {
     8: ("no error of the server's, nothing partial, the same bytes back", whole),
     9: ("projects see only their own", tenants_apart),
     10: ("no secret is written or told", secrets_kept),
+    11: ("each webhook is told of each end under one id", webhooks_told),
 }
 
 

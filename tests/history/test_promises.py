@@ -112,6 +112,13 @@ BREACHES: list[tuple[int, str, Breach]] = [
     (10, "a secret in a log", write("worker.log", f"connecting to redis://:{SECRET}@127.0.0.1")),
     (10, "a secret in a row", write("table events", f'[{{"message": "no such key: {SECRET}"}}]')),
     (10, "a secret in an answer", say("GET", "/readyz", shown_secrets=(SECRET,))),
+    (11, "an end that nobody was told of", drop("webhook_deliveries", id="wh-done")),
+    (11, "an end that was lost before anybody took it up", drop("webhook_events", id="evt-failed")),
+    (11, "an end told twice", add("webhook_deliveries", "wh-done")),
+    (11, "an end told that did not come", add("webhook_deliveries", "wh-done", subject_id="running")),
+    (11, "another end told", change("webhook_deliveries", "wh-done", event_type="fine_tuning.job.failed")),
+    (11, "an end told to another project", change("webhook_deliveries", "wh-done", endpoint_id="we-else")),
+    (11, "given up without a reason", change("webhook_deliveries", "wh-cancelled", last_error=None)),
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from app.schemas.webhooks import WebhookEndpointCreate, WebhookEndpointUpdate
 from app.services import lookup, webhook_deliveries, webhook_sending, webhook_signing
 from app.settings import Settings
 
-MAX_ENDPOINTS = 50
+MAX_ENDPOINTS = 20
 _OVERLAP = timedelta(hours=24)
 _MAX_OLD_SECRETS = 4
 

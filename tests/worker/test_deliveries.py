@@ -454,6 +454,28 @@ async def test_an_endpoint_goes_with_what_waits_for_it(resources: Resources) -> 
     assert server.received == []
 
 
+async def test_endpoints_may_go_while_they_are_told(resources: Resources) -> None:
+    """Whatever meets whatever: those that stay are told of each end once, and nothing is left of the others."""
+    principal, _ = await factories.project(resources)
+    with receiving(says(200)) as server:
+        staying = await factories.webhook_endpoint(resources, principal, server.url)
+        made = [await factories.webhook_endpoint(resources, principal, server.url) for _ in range(10)]
+
+        async def remove(endpoint: WebhookEndpoint) -> None:
+            async with resources.write() as session:
+                await webhooks.delete(session, principal, endpoint_id=endpoint.id)
+
+        async with delivering(resources), delivering(resources):
+            for endpoint in made:
+                await asyncio.gather(ended_job(resources, principal), remove(endpoint))
+            told = await until_over(resources, staying, len(made))
+    assert len({delivery.subject_id for delivery in told}) == len(made)
+    assert all(delivery.delivered_at for delivery in told)
+    async with resources.read() as session:
+        left = (await session.scalars(scoped(WebhookDelivery, principal))).all()
+    assert {delivery.endpoint_id for delivery in left} == {staying.id}
+
+
 async def test_what_is_over_is_forgotten_in_time(resources: Resources) -> None:
     principal, _ = await factories.project(resources)
     endpoint = await factories.webhook_endpoint(resources, principal, "https://receiver.example/")

@@ -29,6 +29,7 @@ async def test_what_a_row_names_is_kept(resources: Resources) -> None:
     file = await factories.file(resources, principal)
     job, model = await factories.succeeded_job(resources, principal)
     checkpoint = await factories.checkpoint(resources, job, step=3)
+    assert checkpoint.state_key is not None
     await factories.stored(resources, checkpoint.state_key, b"state")
     await factories.log_segment(resources, job, fence=1, number=0, text=b"log")
     named = await factories.objects(resources)

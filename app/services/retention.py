@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.models import TERMINAL, Checkpoint, Job
-from app.db.queries import naming, of_job
+from app.db.models import TERMINAL, Checkpoint, CheckpointPermission, Job
+from app.db.queries import naming, of_job, of_project
 from app.services import objects
 
 _STATES_KEPT = 2
@@ -29,8 +29,9 @@ async def prune(session: AsyncSession, job: Job, *, epochs: int) -> None:
     if not candidates:
         return
     in_use = await _in_use(session, candidates)
+    shared = await _shared(session, job, candidates)
     for row in candidates:
-        if row.adapter_key not in in_use:
+        if row.adapter_key not in in_use and row.model_name not in shared:
             await session.delete(row)
             await objects.let_go(session, storage_key=row.adapter_key)
 
@@ -56,6 +57,13 @@ async def _in_use(session: AsyncSession, rows: Sequence[Checkpoint]) -> set[str]
     initial = Job.initial_adapter["key"].as_string()
     query = naming(initial, [row.adapter_key for row in rows]).where(Job.status.not_in(TERMINAL))
     return set(await session.scalars(query))
+
+
+async def _shared(session: AsyncSession, job: Job, rows: Sequence[Checkpoint]) -> set[str]:
+    """The checkpoints that other projects were told they may use."""
+    mine = of_project(CheckpointPermission, job.project_id)
+    query = mine.where(CheckpointPermission.model_name.in_([row.model_name for row in rows]))
+    return {row.model_name for row in await session.scalars(query)}
 
 
 def _epoch(job: Job, row: Checkpoint) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from app.auth import Principal
-from app.db.models import Checkpoint, Job, JobStatus, StepMetric
+from app.db.models import Checkpoint, CheckpointPermission, Job, JobStatus, StepMetric
 from app.db.queries import database_now, of_job
 from app.resources import Resources
 from app.schemas.jobs import JobCreate
@@ -56,6 +56,23 @@ async def test_a_job_of_a_few_epochs_keeps_them_all(resources: Resources) -> Non
     job, _ = await make_job(resources, range(1, 11), spec={"n_epochs": 3}, total_steps=12)
     await prune(resources, job.id)
     assert list(await kept(resources, job.id)) == list(range(1, 11))
+
+
+async def test_one_that_is_shared_stays(resources: Resources) -> None:
+    job, made = await make_job(resources, (2, 4, 6, 8, 10))
+    other, _ = await factories.project(resources)
+    async with resources.write() as session:
+        session.add(
+            CheckpointPermission(
+                id="cp_shared",
+                project_id=job.project_id,
+                model_name=made[0].model_name,
+                shared_with_id=other.project_id,
+                created_at=job.created_at,
+            )
+        )
+    await prune(resources, job.id)
+    assert list(await kept(resources, job.id)) == [2, 6, 8, 10]
 
 
 async def test_one_that_another_job_continues_from_stays_until_that_has_ended(resources: Resources) -> None:

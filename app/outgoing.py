@@ -119,6 +119,8 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def _check_address(address: IPv4Address | IPv6Address, target: httpx.URL, allowed: Sequence[Network]) -> None:
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise OutgoingRefused("The URL's host has an address that is not called: it holds on one link only.")
     if any(address in network for network in allowed):
         return
     if not is_public(address):

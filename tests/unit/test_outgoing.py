@@ -175,6 +175,13 @@ async def test_one_address_of_many_that_is_not_public_is_enough(monkeypatch: pyt
     assert server.received == []
 
 
+async def test_an_address_of_one_link_is_never_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1%lo", 443, 0, 1))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: [entry])
+    with pytest.raises(OutgoingRefused, match="one link"):
+        await post("https://linked.example/", allowed=(ip_network("::/0"),))
+
+
 async def test_a_public_address_is_called_by_https_only(monkeypatch: pytest.MonkeyPatch) -> None:
     names(monkeypatch, public=["8.8.8.8"])
     with pytest.raises(OutgoingRefused, match="by https"):

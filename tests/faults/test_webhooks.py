@@ -1,20 +1,34 @@
-"""F25: receivers that refuse, fail, hang, redirect and reset, and a worker that dies in a delivery."""
+"""F25: receivers that refuse, fail, hang, redirect and reset; a worker that dies in a delivery; an absent database."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from openai import OpenAI
 
+from app.db import migrations
+from app.db.models import JobStatus
+from app.db.queries import database_now, scoped
+from app.db.webhook_models import WebhookDelivery
+from app.resources import open_resources
+from app.services import job_states
+from app.settings import Settings
+from tests import factories
 from tests.e2e.processes import PATIENCE, create_job, messages, wait_for, wait_for_end
+from tests.faults import proxy
 from tests.faults.jobs import Install, Recovered
+from tests.faults.proxy import Proxy
 from tests.history import keeping
 from tests.servers import receiver
+from tests.servers.postgres import Postgres
 from tests.servers.receiver import Received, receiving, says
+from worker import deliveries as sending
 
 EVENTS: Any = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 SETTINGS = {
@@ -129,3 +143,51 @@ def test_f25_a_worker_killed_between_sending_and_recording(install: Install, rec
         assert len(set(of_first)) == 1
         assert [unheard.id.encode() in body for _, body in set(told) - set(of_first)] == [True]
     keeping.assert_kept(installation, must_have_ended=True)
+
+
+@pytest.fixture
+def way(postgres_server: Postgres) -> Iterator[Proxy]:
+    postgres_server.create("webhooks")
+    migrations.upgrade(postgres_server.url("webhooks"))
+    with proxy.running(postgres_server.port) as between:
+        yield between
+        between.heal()
+    postgres_server.drop("webhooks")
+
+
+async def test_f25_the_database_is_away_when_the_receiver_answers(
+    way: Proxy, postgres_server: Postgres, tmp_path: Path, recovered: Recovered
+) -> None:
+    """What was answered is recorded when the database is back, and not sent again."""
+    url = postgres_server.url("webhooks", port=way.port)
+    places = {"data_directory": tmp_path, "database_url": url, "database_timeout_seconds": 1.0}
+    settings = Settings.model_validate(places | SETTINGS)
+
+    def fail_then_answer(handler: receiver.Handler) -> None:
+        way.refuse()
+        handler.reply(200, {})
+
+    with receiving(fail_then_answer) as server:
+        async with open_resources(settings) as resources:
+            principal, _ = await factories.project(resources)
+            await factories.webhook_endpoint(resources, principal, server.url)
+            job = await factories.job(resources, principal, status=JobStatus.QUEUED)
+            async with resources.write() as session:
+                session.add(job)
+                now = await database_now(session)
+                job_states.move(session, job, JobStatus.CANCELLED, message="The job has been cancelled", now=now)
+            task = asyncio.create_task(sending.run(resources))
+            await asyncio.to_thread(wait_for, lambda: server.received, seconds=10)
+            await asyncio.sleep(4)
+            way.heal()
+            healed_at = time.monotonic()
+            delivery = None
+            while delivery is None or delivery.delivered_at is None:
+                assert time.monotonic() - healed_at < 15 * PATIENCE
+                await asyncio.sleep(0.1)
+                async with resources.read() as session:
+                    delivery = await session.scalar(scoped(WebhookDelivery, principal))
+            recovered(time.monotonic() - healed_at)
+            task.cancel()
+            await asyncio.wait([task])
+    assert (delivery.attempts, len(server.received)) == (1, 1)

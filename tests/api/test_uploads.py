@@ -143,7 +143,8 @@ async def test_a_cancelled_upload_stays_so(tenant: Tenant) -> None:
     assert (cancelled.status, cancelled.file) == ("cancelled", None)
     assert await tenant.client.uploads.cancel(upload.id) == cancelled
     async with tenant.http() as http:  # as other clients send it
-        for body in ({}, {"json": {}}, {"content": b"", "headers": {"Content-Type": "application/json"}}):
+        bodies: list[dict[str, Any]] = [{}, {"json": {}}, {"headers": {"Content-Type": "application/json"}}]
+        for body in bodies:
             assert (await http.post(f"/v1/uploads/{upload.id}/cancel", **body)).json() == cancelled.to_dict() | {
                 "file": None
             }

@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 
@@ -118,7 +119,7 @@ def test_the_events_tell_the_story_in_order(server: Process) -> None:
     steps = [event for event in listed if event.type == "metrics"]
     loss = r"-?\d+\.\d\d"
     for number, event in enumerate(steps, start=1):
-        figures = dict(event.data)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        figures = cast(dict[str, Any], event.data)
         story = rf"Step {number}/24: training loss={loss}"
         story += rf", validation loss={loss}" if "valid_loss" in figures else ""
         story += rf", full validation loss={loss}" if "full_valid_loss" in figures else ""
@@ -128,7 +129,7 @@ def test_the_events_tell_the_story_in_order(server: Process) -> None:
         assert expected <= set(figures)
         assert (figures["step"], figures["total_steps"]) == (number, 24)
     assert len(steps) == 24
-    assert any("valid_loss" in dict(event.data) for event in steps)  # pyright: ignore
+    assert any(", validation loss=" in message for message in told)
     for step in (10, 12, 20):
         created = told.index(f"Checkpoint created at step {step} with Snapshot ID: {names[step]}")
         assert created > told.index(steps[step - 1].message)

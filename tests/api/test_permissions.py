@@ -72,7 +72,7 @@ async def test_permissions_are_listed_in_pages_and_both_orders(tenant: Tenant) -
     assert of_one.project_id == projects[3]
     assert (await permissions.list(checkpoint.model_name, project_id="proj_nobody")).data == []
     with pytest.warns(DeprecationWarning, match="list method"):
-        page = await permissions.retrieve(checkpoint.model_name, limit=2)  # pyright: ignore[reportDeprecated]
+        page = await permissions.retrieve(checkpoint.model_name, limit=2)
     assert [one.id for one in page.data] == [one.id for one in descending[:2]]
     assert (page.first_id, page.last_id, page.has_more) == (descending[0].id, descending[1].id, True)
 

@@ -35,7 +35,7 @@ async def run(resources: Resources, presence: Presence) -> None:
                 tidied_at = answered_at
                 async with resources.write() as session:
                     await workers.remove_long_dead(session)
-                    await retries.forget_old(session)
+                await forget_requests(resources)
         except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; sweeping goes on when it does", exc_info=True)
         await asyncio.sleep(_SWEEP_SECONDS)
@@ -60,6 +60,14 @@ async def expire_silent(resources: Resources) -> None:
     async with resources.write() as session:
         for job in await leases.expired(session):
             await _crashed(resources, session, job, "The worker was silent for longer than its lease")
+
+
+async def forget_requests(resources: Resources) -> None:
+    """Each day's in short transactions, however many they were."""
+    has_more = True
+    while has_more:
+        async with resources.write() as session:
+            has_more = await retries.forget_old(session)
 
 
 async def _crashed(resources: Resources, session, job, reason: str) -> None:

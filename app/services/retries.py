@@ -89,11 +89,17 @@ async def create_job(
     return job, False
 
 
-async def forget_old(session: AsyncSession) -> None:
-    """Drop what is remembered for longer than any key lasts."""
+async def forget_old(session: AsyncSession, *, most: int = 1000) -> bool:
+    """Drop some of what is remembered for longer than any key lasts; whether there may be more of it.
+
+    Workers may do this at the same time: each takes what the others have not.
+    """
     before = await database_now(session) - KEYS_LAST
-    for row in await session.scalars(due(JobRequest.created_at, before)):
+    query = due(JobRequest.created_at, before).limit(most).with_for_update(skip_locked=True)
+    old = list(await session.scalars(query))
+    for row in old:
         await session.delete(row)
+    return len(old) == most
 
 
 async def _with_key(session: AsyncSession, principal: Principal, made: Attempt) -> JobRequest | None:

@@ -38,6 +38,23 @@ def test_models_are_registered_by_the_operator_only(install: Callable[..., Insta
     assert "Traceback" not in wrong.stdout + wrong.stderr
 
 
+def test_a_base_model_is_given_another_name(install: Callable[..., Installation]) -> None:
+    installation = install()
+    alias = "gpt-4o-mini-2024-07-18"
+    assert f"{alias} stands for {BASE}" in installation.hone("models", "alias", alias, BASE).stdout
+    assert f"{alias} stands for {BASE}" in installation.hone("models", "list").stdout
+    for arguments in (
+        ["alias", BASE, BASE],
+        ["alias", "ft:mine", BASE],
+        ["alias", "mine", "nothing"],
+        ["unalias", "mine"],
+    ):
+        refused = installation.hone("models", *arguments)
+        assert (refused.returncode, "Traceback" in refused.stdout + refused.stderr) == (1, False)
+    assert installation.hone("models", "unalias", alias).returncode == 0
+    assert alias not in installation.hone("models", "list").stdout
+
+
 def test_doctor_says_what_is_missing(tmp_path: Path, install: Callable[..., Installation]) -> None:
     empty = Installation(tmp_path / "empty").hone("doctor")
     assert empty.returncode == 1

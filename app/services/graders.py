@@ -1,6 +1,7 @@
 """Graders: whether one makes sense, and what it gives a sample."""
 
 import asyncio
+import json
 import time
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from functools import partial
 from ipaddress import ip_network
 from typing import Any, Protocol
 
-import orjson
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outgoing
@@ -139,7 +139,7 @@ async def _ask(settings: Settings, body: dict[str, Any]) -> tuple[int, bytes]:
     try:
         answer = await outgoing.post(
             f"{settings.grader_base_url.rstrip('/')}/chat/completions",
-            body=orjson.dumps(body),
+            body=json.dumps(body).encode(),
             headers=headers,
             timeout_seconds=settings.grader_timeout_seconds,
             max_response_bytes=_MAX_ANSWER_BYTES,

@@ -13,7 +13,7 @@ class Wire(BaseModel):
     model_config = ConfigDict(strict=True, json_schema_serialization_defaults_required=True)
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """PostgreSQL takes no NUL, and half of a surrogate pair has no UTF-8 form."""
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise PydanticCustomError("surrogate", "expected valid Unicode text")
@@ -22,7 +22,7 @@ def _storable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+Text = Annotated[str, AfterValidator(storable)]
 
 
 class ErrorBody(Wire):

@@ -1,28 +1,34 @@
 """Graders on the wire."""
 
+import math
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from app.schemas.common import Text, Wire
+from app.schemas.common import Text, Wire, storable
 from worker.contract.graders import Grader
 
 _MOST_DEPTH = 64
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Without recursion, for the depth is the client's. What lies deeper than this could not be written again."""
+    """Without recursion, for the depth is the client's. What passes can be written again, by anyone."""
     level: list[Any] = [value]
     for _ in range(_MOST_DEPTH):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += [*each, *each.values()]
+            elif isinstance(each, list):
+                inner += each
+            elif isinstance(each, str):
+                storable(each)
+            elif isinstance(each, float) and not math.isfinite(each):
+                raise PydanticCustomError("finite_number", "expected finite numbers")
+        if not inner:
             return value
+        level = inner
     raise PydanticCustomError("deep", "expected at most {most} levels of objects and arrays", {"most": _MOST_DEPTH})
 
 

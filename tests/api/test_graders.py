@@ -278,16 +278,24 @@ async def test_what_a_server_does_not_offer_is_said(tenant: Tenant, run_it: bool
     assert (await refusal(tenant, multi, run_it=run_it))["code"] == "model_graders_disabled"
 
 
-async def test_hostile_bodies(tenant: Tenant) -> None:
-    deep = '{"a":' * 400 + "1" + "}" * 400
-    body = f'{{"grader": {json.dumps(CHECK)}, "model_sample": "x", "item": {deep}}}'
+@pytest.mark.parametrize(
+    "item",
+    [
+        '{"a":' * 400 + "1" + "}" * 400,
+        '{"a": ["\\ud800"]}',
+        '{"\\ud800": 1}',
+        '{"a": "\\u0000"}',
+        '{"a": [NaN]}',
+        "[]",
+        "7",
+    ],
+)
+async def test_items_that_could_not_be_handed_on_are_refused(tenant: Tenant, item: str) -> None:
+    body = f'{{"grader": {json.dumps(CHECK)}, "model_sample": "x", "item": {item}}}'
+    headers = {"Content-Type": "application/json"}
     async with tenant.http() as http:
-        for content in (body, body.replace('"a"', '"\\ud800"')):
-            answer = await http.post(
-                "/v1/fine_tuning/alpha/graders/run", content=content, headers={"Content-Type": "application/json"}
-            )
-            assert answer.status_code == 400
-            assert answer.json()["error"]["param"] == "item"
+        answer = await http.post("/v1/fine_tuning/alpha/graders/run", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "item")
 
 
 async def test_a_model_gives_scores_and_labels(grader_tenant: Tenant, model: Receiver) -> None:
@@ -336,7 +344,7 @@ async def test_python_graders_need_a_worker(grader_tenant: Tenant) -> None:
 
 async def test_python_graders_run_on_a_worker(grader_tenant: Tenant) -> None:
     async with worker_of(grader_tenant):
-        assert (await run(grader_tenant, PYTHON, "abc", n=4))["reward"] == 0.75
+        assert (await run(grader_tenant, PYTHON, "abc", n=4, others=[10**30, "é\n"]))["reward"] == 0.75
         formula = {"type": "multi", "name": "m", "graders": [PYTHON, FUZZY], "calculate_output": "min(python, fuzzy)"}
         answer = await run(grader_tenant, formula, "abcd", n=8, answer="abcf")
         assert (answer["reward"], answer["sub_rewards"]) == (0.5, {"python": 0.5, "fuzzy": 0.75})

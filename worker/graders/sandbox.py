@@ -8,6 +8,7 @@ filter of system calls shuts what none needs.
 """
 
 import asyncio
+import json
 import logging
 import os
 import shutil
@@ -73,7 +74,7 @@ class Sandbox:
             "cpu_seconds": int(self.limits.seconds) + 1,
             "memory_bytes": self.limits.memory_bytes,
         }
-        return _read_answer(await self._run(orjson.dumps(request)), self.limits)
+        return _read_answer(await self._run(json.dumps(request).encode()), self.limits)
 
     async def _run(self, request: bytes) -> "_Ended":
         child = await asyncio.create_subprocess_exec(

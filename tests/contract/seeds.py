@@ -43,6 +43,7 @@ async def seed(resources: Resources, test: str) -> None:
         training_file_id="file-abc123",
         current_step=1,
         total_steps=30,
+        spec={"lora": factories.LORA},
     )
     await factories.add_events(resources, job.id, 4)
     # Some tests of permissions name a job's id where the name of a checkpoint belongs.

@@ -49,7 +49,9 @@ def main() -> int:
 
 def _settings(data: Path) -> Settings:
     data.mkdir()
-    settings = Settings.model_validate({"data_directory": data, "wandb_api_key": "0" * 40})
+    # The tests take no state but those of the enum, in which `paused` is missing.
+    chosen = {"data_directory": data, "wandb_api_key": "0" * 40, "paused_status": "queued"}
+    settings = Settings.model_validate(chosen)
     migrations.upgrade(settings.resolved_database_url)
     return settings
 

@@ -281,7 +281,6 @@ async def test_a_succeeded_job_names_its_model_and_results(tenant: Tenant) -> No
         "requested_model": "hone-tiny",
         "current_step": 36,
         "total_steps": 36,
-        "requested_model": factories.BASE_MODEL,
         "requested": None,
         "spec": row.spec,
         "dataset": {"training": {"examples": 12}},

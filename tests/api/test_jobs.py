@@ -229,6 +229,7 @@ async def test_a_succeeded_job_names_its_model_and_results(tenant: Tenant) -> No
         "requested": None,
         "spec": row.spec,
         "dataset": {"training": {"examples": 12}},
+        "trackers": [],
     }
 
 

@@ -9,7 +9,7 @@ from app.schemas.files import ExpiresAfter, FileRead, Purpose
 
 
 class UploadCreate(Wire):
-    bytes: Annotated[int, Field(ge=1)]
+    bytes: Annotated[int, Field(ge=0)]
     filename: Text
     mime_type: Text = Field(description="Any: what counts is what the file holds.")
     purpose: Purpose

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from app.api import (
     admin,
@@ -42,13 +43,14 @@ def describe() -> dict[str, Any]:
 
 
 def _routes() -> FastAPI:
-    app = FastAPI(
+    # FastAPI's own page would load its scripts from a public host, which a server at home may not reach.
+    app = FastAPIOffline(
         title="Hone",
         version="1.0",
         description=_ABOUT,
-        # The pages that FastAPI offers load their scripts from a public host; a server at home may not reach it.
-        docs_url=None,
+        docs_url="/docs",
         redoc_url=None,
+        static_url="/docs/static",
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )

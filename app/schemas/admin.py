@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from app.schemas import examples
 from app.schemas.common import Text, Wire
 
 
@@ -43,6 +44,8 @@ class WorkerList(Wire):
 
 
 class ModelAliasCreate(Wire):
+    model_config = examples.MODEL_ALIAS_CREATE
+
     id: Text = Field(description="The name that clients use, such as `gpt-4o-mini-2024-07-18`.")
     base_model: Text = Field(description="The registered base model that it stands for.")
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from app.schemas import examples
+
 
 class Wire(BaseModel):
     """No conversions: "7" is not a number and true is not 1. Unknown fields are ignored, as at OpenAI."""
@@ -34,6 +36,8 @@ class ErrorBody(Wire):
 
 class ErrorEnvelope(Wire):
     """What every answer with a status of 400 or above holds."""
+
+    model_config = examples.ERROR
 
     error: ErrorBody
 

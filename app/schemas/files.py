@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from app.schemas import examples
 from app.schemas.common import Wire
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
@@ -30,6 +31,8 @@ class FileCreate(Wire):
 
 
 class FileRead(Wire):
+    model_config = examples.FILE
+
     id: str
     object: Literal["file"] = "file"
     bytes: int

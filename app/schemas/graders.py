@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from app.schemas import examples
 from app.schemas.common import Text, Wire, storable
 from worker.contract.graders import Grader
 
@@ -33,10 +34,14 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class GraderValidate(Wire):
+    model_config = examples.GRADER_VALIDATE
+
     grader: Grader
 
 
 class GraderRun(Wire):
+    model_config = examples.GRADER_RUN
+
     grader: Grader
     model_sample: Annotated[Text, Field(description="What the model answered; `sample.output_text` in templates.")]
     item: Annotated[
@@ -82,6 +87,8 @@ class GraderDetails(Wire):
 
 
 class GraderResult(Wire):
+    model_config = examples.GRADER_RESULT
+
     reward: Annotated[float, Field(description="0 where there were errors.")]
     sub_rewards: dict[str, Any]
     model_grader_token_usage_per_model: dict[str, Any]

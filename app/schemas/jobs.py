@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.schemas import examples
 from app.schemas.common import Text, Wire
 from worker.contract.extension import Extension
 
@@ -135,6 +136,8 @@ class WandbIntegrationRead(Wire):
 
 
 class JobCreate(Wire):
+    model_config = examples.JOB_CREATE
+
     model: Annotated[
         Text,
         Field(
@@ -225,6 +228,8 @@ class HoneDetails(Wire):
 
 
 class JobRead(Wire):
+    model_config = examples.JOB
+
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     created_at: int
@@ -259,6 +264,8 @@ class JobList(Wire):
 
 
 class EventRead(Wire):
+    model_config = examples.EVENT
+
     id: str
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     created_at: int
@@ -285,6 +292,8 @@ class CheckpointMetrics(Wire):
 
 
 class CheckpointRead(Wire):
+    model_config = examples.CHECKPOINT
+
     id: str
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: int

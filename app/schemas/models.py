@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from app.schemas import examples
 from app.schemas.common import Wire
 
 
@@ -17,6 +18,8 @@ class ModelDetails(Wire):
 
 
 class ModelRead(Wire):
+    model_config = examples.MODEL
+
     id: str
     object: Literal["model"] = "model"
     created: int

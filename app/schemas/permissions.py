@@ -4,19 +4,22 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from app.schemas import examples
 from app.schemas.common import Text, Wire
 
 
 class PermissionCreate(Wire):
     """Other fields are refused, as at OpenAI."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = examples.PERMISSION_CREATE | ConfigDict(extra="forbid")
     project_ids: Annotated[
         list[Text], Field(min_length=1, max_length=100, description="Projects of the same organization.")
     ]
 
 
 class PermissionRead(Wire):
+    model_config = examples.PERMISSION
+
     id: str
     object: Literal["checkpoint.permission"] = "checkpoint.permission"
     created_at: int

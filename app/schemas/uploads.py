@@ -4,11 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from app.schemas import examples
 from app.schemas.common import Text, Wire
 from app.schemas.files import ExpiresAfter, FileRead, Purpose
 
 
 class UploadCreate(Wire):
+    model_config = examples.UPLOAD_CREATE
+
     bytes: Annotated[int, Field(ge=0)]
     filename: Text
     mime_type: Text = Field(description="Any: what counts is what the file holds.")
@@ -17,6 +20,8 @@ class UploadCreate(Wire):
 
 
 class UploadComplete(Wire):
+    model_config = examples.UPLOAD_COMPLETE
+
     part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)]
     md5: Annotated[str, Field(pattern="^[0-9a-fA-F]{32}$")] | None = Field(
         default=None, description="Of the whole file, in hexadecimal."
@@ -24,6 +29,8 @@ class UploadComplete(Wire):
 
 
 class UploadRead(Wire):
+    model_config = examples.UPLOAD
+
     id: str
     object: Literal["upload"] = "upload"
     bytes: int
@@ -36,6 +43,8 @@ class UploadRead(Wire):
 
 
 class UploadPartRead(Wire):
+    model_config = examples.UPLOAD_PART
+
     id: str
     object: Literal["upload.part"] = "upload.part"
     created_at: int

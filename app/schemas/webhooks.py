@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from app.schemas import examples
 from app.schemas.common import Text, Wire
 
 # OpenAI's, so that code which asks for more than fine-tuning need not be changed; and Hone's own at the end. Only
@@ -56,6 +57,8 @@ EventTypes = Annotated[
 
 
 class WebhookEndpointCreate(Wire):
+    model_config = examples.WEBHOOK_ENDPOINT_CREATE
+
     name: Name
     url: Url
     event_types: EventTypes
@@ -72,10 +75,14 @@ class SecretRotation(Wire):
 
 
 class WebhookTest(Wire):
+    model_config = examples.WEBHOOK_TEST
+
     event_type: EventType
 
 
 class WebhookEndpointRead(Wire):
+    model_config = examples.WEBHOOK_ENDPOINT
+
     id: str
     object: Literal["webhook_endpoint"] = "webhook_endpoint"
     name: str
@@ -87,6 +94,8 @@ class WebhookEndpointRead(Wire):
 
 
 class WebhookEndpointWithSecret(WebhookEndpointRead):
+    model_config = examples.WEBHOOK_ENDPOINT_WITH_SECRET
+
     signing_secret: str = Field(description="Shown here and never again.")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 from starlette.types import Message, Scope
 
-from app import openapi
+from app import main, openapi
 from app.api.middleware import RequestContext
 from app.db import migrations
 from app.main import create_app
@@ -40,6 +41,20 @@ async def test_health(served: Served) -> None:
         alive, ready = await http.get("/healthz"), await http.get("/readyz")
     assert (alive.status_code, alive.json()) == (200, {"status": "ok"})
     assert (ready.status_code, ready.json()) == (200, {"status": "ok", "queue": "ok"})
+
+
+async def test_the_page_that_documents_the_api_needs_nothing_from_elsewhere(served: Served) -> None:
+    async with httpx.AsyncClient(base_url=served.url) as http:
+        page = await http.get("/docs")
+        assert page.headers["content-type"].startswith("text/html")
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert any(path.endswith(".js") for path in loaded)
+        assert all(path.startswith("/docs/static/") for path in loaded)
+        assert {(await http.get(path)).status_code for path in loaded} == {200}
+        (document,) = re.findall(r"url: '([^']+)'", page.text)
+        assert (await http.get(document)).json() == main.describe()
+        missing = await http.get("/docs/static/other.js")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_url")
 
 
 async def test_without_its_redis_the_server_is_ready_and_says_so(tmp_path: Path) -> None:

@@ -19,8 +19,14 @@ BATCH_SIZES = {"v151k": 4}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=("v32k", "deep", "v151k"), default="deep")
-    parser.add_argument("--packing", action="store_true", help="let TRL pack, at its best")
-    parser.add_argument("--trl-rows-a-pass", type=int, choices=(1, 2), default=1, help="of the 2 a step that TRL packs")
+    parser.add_argument("--packing", action="store_true", help="let TRL pack, best-fit-decreasing")
+    parser.add_argument(
+        "--trl-rows-a-pass",
+        type=int,
+        choices=(1, 2),
+        default=2,
+        help="of the 2 rows a step that TRL packs: joined in one pass, or one after the other, which may suit it",
+    )
     parser.add_argument("--trl-checkpointing", action="store_true", help="TRL's default: gradient checkpointing")
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32")
     parser.add_argument(

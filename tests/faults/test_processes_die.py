@@ -124,6 +124,28 @@ def test_f5_a_killed_parent_takes_its_trainer_along(
     assert_numbered(installation, job.id)
 
 
+def test_f5_five_crashes_change_no_figure(install: Install, undisturbed: list[str], instant: float) -> None:
+    """Workers and trainers in turn, each somewhere in its sixth of the run, after the one before has been overcome."""
+    installation = install()
+    strikes = [2 + int((sixth + instant) * (STEPS - 8) / 6) for sixth in range(5)]
+    with installation.serving("--api-only") as api:
+        client = api.client()
+        job = create_job(client, epochs=EPOCHS)
+        for trainer_at, worker_at in ((None, strikes[0]), strikes[1:3], strikes[3:5]):
+            with installation.working() as worker:
+                if trainer_at is not None:
+                    wait_for_step(client, job.id, trainer_at)
+                    os.kill(worker.trainers()[0], signal.SIGKILL)
+                wait_for_step(client, job.id, worker_at)
+                worker.kill()
+        with installation.working():
+            assert_as_undisturbed(client, job.id, undisturbed)
+        told = messages(client, job.id)
+        assert sum("will be tried again" in message for message in told) == 5
+        assert told.count(RESUMED) == 5
+    assert_numbered(installation, job.id)
+
+
 def test_f22_a_job_that_always_kills_fails_with_a_reason_and_others_go_on(install: Install) -> None:
     """4000 rows: a thousand steps to the first checkpoint, so that no crash is forgiven."""
     with install().serving() as server:

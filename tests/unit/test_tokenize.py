@@ -3,6 +3,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -12,7 +13,7 @@ from worker.contract.formats import Fault, FormatError, parse_row
 from worker.data.tokenize import Example, RowTokenizer
 
 STYLES = ("chatml", "marked", "qwen", "reasoning", "llama", "hiding", "none")
-TODAY = datetime.datetime.now(tz=datetime.UTC).astimezone().date()
+TODAY = datetime.date(2026, 2, 28)
 
 USER = {"role": "user", "content": "What is the capital of France?"}
 SYSTEM = {"role": "system", "content": "You are a helpful model."}
@@ -70,9 +71,19 @@ class Base:
 
     def reference(self, messages: list[dict[str, Any]], tools: Any = None) -> list[int]:
         from transformers import AutoTokenizer
+        from transformers.utils import chat_template_utils
 
         tokenizer = AutoTokenizer.from_pretrained(self.directory)
-        return tokenizer.apply_chat_template(messages, tools=tools, return_dict=False)
+        with mock.patch.object(chat_template_utils, "datetime", Today):
+            return tokenizer.apply_chat_template(messages, tools=tools, return_dict=False)
+
+
+class Today(datetime.datetime):
+    """What the reference's templates take for now."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> "Today":
+        return cls.combine(TODAY, datetime.time(), tz)
 
 
 BaseOf = Callable[[str], Base]

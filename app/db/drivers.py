@@ -61,7 +61,7 @@ def postgresql(url: str, *, timeout_seconds: float, max_connections: int) -> Asy
     # A transaction whose client was cut off keeps its locks only a little longer than its client could have waited.
     limits = {
         "statement_timeout": str(milliseconds),
-        "idle_in_transaction_session_timeout": str(2 * milliseconds),
+        "idle_in_transaction_session_timeout": str(milliseconds + 1000),
     }
     return create_async_engine(
         "postgresql+asyncpg://",

@@ -63,7 +63,8 @@ def test_f6_a_worker_that_slept_longer_than_its_lease_is_fenced(
     install: Install, undisturbed: list[str], instant: float, recovered: Recovered
 ) -> None:
     """It wakes while the other works on: what it then writes and uploads changes nothing."""
-    installation = install(lease_seconds=str(LEASE_SECONDS))
+    # It may fall asleep in a transaction: PostgreSQL ends that when it has waited for as long as is usual.
+    installation = install(lease_seconds=str(LEASE_SECONDS), database_timeout_seconds="3")
     working = (installation.working(), installation.working())
     with installation.serving("--api-only") as api, working[0] as here, working[1] as there:
         wait_until_ready(api, workers=2)

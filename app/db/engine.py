@@ -68,12 +68,19 @@ class Database:
 
 @asynccontextmanager
 async def _answering(timeout_seconds: float | None) -> AsyncIterator[None]:
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled_before = task.cancelling()
     try:
         async with asyncio.timeout(timeout_seconds):
             yield
     except Exception as error:
         if not is_outage(error):
             raise
+        # A driver whose connection is lost while it is being cancelled tells of the loss alone; whoever cancelled it
+        # would wait for ever for a loop that tries again.
+        if task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError from error
         _log.warning("the database does not answer: %s", _reason(error))
         raise Unavailable("The database is not available at the moment. Please try again.") from error
 

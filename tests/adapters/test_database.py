@@ -51,6 +51,27 @@ async def test_a_write_session_that_raises_leaves_nothing(resources: Resources) 
         assert (await session.scalars(server_rows(Organization))).all() == []
 
 
+@pytest.mark.parametrize("way", ["read", "write"])
+async def test_a_cancellation_is_not_taken_for_an_outage(resources: Resources, way: str) -> None:
+    """What tries again when the database is away would else never end."""
+    session_is_open = asyncio.Event()
+
+    async def work() -> None:
+        async with resources.read() if way == "read" else resources.write():
+            session_is_open.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise ConnectionResetError("connection was closed in the middle of operation") from None
+
+    task = asyncio.create_task(work())
+    await session_is_open.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
 async def test_an_error_does_not_show_what_was_bound(resources: Resources) -> None:
     async def add_key() -> None:
         async with resources.write() as session:

@@ -79,7 +79,7 @@ async def once(resources: Resources, *, older_than: timedelta) -> None:
 
 
 async def remove_orphans(resources: Resources, *, older_than: timedelta) -> int:
-    """Remove objects of that age that nothing names; returns how many.
+    """Remove objects of ours of that age that nothing names; returns how many.
 
     An object is put first and named by a row later, so only its age, by the storage's clock, tells that this will
     not come any more. What no row names any longer is never named again: several workers may do this at a time.
@@ -87,7 +87,7 @@ async def remove_orphans(resources: Resources, *, older_than: timedelta) -> int:
     removed = 0
     for prefix in keys.SWEPT:
         async for page in resources.storage.list_objects(prefix):
-            old = {info.key for info in page if info.age > older_than}
+            old = {info.key for info in page if info.age > older_than and keys.is_ours(info.key)}
             if not old:
                 continue
             async with resources.read() as session:

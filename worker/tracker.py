@@ -8,6 +8,7 @@ network and the secret of its one place, and nothing else of Hone: no database, 
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import IO, Protocol
 
 from worker.child import die_with_parent
@@ -24,7 +25,7 @@ class Run(Protocol):
     url: str | None
     last_step: int
 
-    def log(self, one: StepFigures) -> None: ...
+    def log(self, steps: Sequence[StepFigures]) -> None: ...
 
     def close(self, command: Close) -> None: ...
 
@@ -51,8 +52,7 @@ def _serve(lines: IO[bytes], answers: IO[bytes]) -> None:
             continue
         assert run is not None, "the first command opens the run"
         if isinstance(command, Log):
-            for one in command.steps:
-                run.log(one)
+            run.log(command.steps)
         else:
             run.close(command)
         _say(answers, Done())

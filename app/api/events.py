@@ -17,11 +17,12 @@ from app.db.models import Event
 from app.errors import Unavailable
 from app.resources import Resources
 from app.schemas.jobs import EventList, EventRead
-from app.services import event_feed, jobs
+from app.services import event_feed, jobs, keys
 from app.services.event_feed import News
 
 _LOOK_SECONDS = 1.0
 _KEEP_ALIVE_SECONDS = 15.0
+_KEY_SECONDS = 60.0
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs/{fine_tuning_job_id}/events",
@@ -68,9 +69,16 @@ async def list_fine_tuning_events(
 async def _told(
     resources: Resources, principal: Principal, job_id: str, place: int, *, stopping: asyncio.Event
 ) -> AsyncIterator[str]:
-    """Ends with [DONE] after the job's end; without it when the server stops, and the client comes back elsewhere."""
-    told_at = time.monotonic()
+    """Ends with [DONE] after the job's end; without it when the server stops, and the client comes back elsewhere.
+
+    Nor is there a [DONE] when the caller's key is revoked: whoever comes back is refused.
+    """
+    told_at = authenticated_at = time.monotonic()
     while not stopping.is_set():
+        if time.monotonic() - authenticated_at >= _KEY_SECONDS:
+            if await _is_revoked(resources, principal):
+                return
+            authenticated_at = time.monotonic()
         news = await _news(resources, principal, job_id, place)
         if news.events:
             place, told_at = news.events[-1].sequence, time.monotonic()
@@ -93,6 +101,14 @@ async def _news(resources: Resources, principal: Principal, job_id: str, place: 
             return await event_feed.after(session, principal, job_id=job_id, place=place)
     except Unavailable:  # the stream waits for the database
         return News((), is_last=False)
+
+
+async def _is_revoked(resources: Resources, principal: Principal) -> bool:
+    try:
+        async with resources.read() as session:
+            return not await keys.is_valid(session, principal)
+    except Unavailable:  # nor are there events to tell
+        return False
 
 
 async def _wait(stopping: asyncio.Event) -> None:

@@ -73,6 +73,18 @@ async def cancel_upload(upload_id: str, principal: Caller, session: WriteSession
 
 
 async def _complete(resources: Resources, principal: Principal, upload_id: str, body: UploadComplete) -> UploadRead:
+    try:
+        return await _assemble(resources, principal, upload_id, body)
+    except InvalidRequest:
+        # Another process may have completed it meanwhile, and a sweep have removed the parts that are missed here.
+        async with resources.read() as session:
+            upload = await uploads.get(session, principal, upload_id=upload_id)
+            if upload.status != UploadStatus.COMPLETED:
+                raise
+            return _read(upload, await uploads.file_of(session, principal, upload))
+
+
+async def _assemble(resources: Resources, principal: Principal, upload_id: str, body: UploadComplete) -> UploadRead:
     async with resources.read() as session:
         upload = await uploads.get(session, principal, upload_id=upload_id)
         if upload.status == UploadStatus.COMPLETED:

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from app.schemas import examples
-from app.schemas.common import Text, Wire
+from app.schemas.common import Wire
+from worker.contract.text import Text
 
 
 class SlotRead(Wire):

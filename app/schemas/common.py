@@ -1,9 +1,8 @@
 """Pieces that several wire objects share."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict
 
 from app.schemas import examples
 
@@ -13,18 +12,6 @@ class Wire(BaseModel):
 
     # Answers hold every field: the document may say so.
     model_config = ConfigDict(strict=True, json_schema_serialization_defaults_required=True)
-
-
-def storable(text: str) -> str:
-    """PostgreSQL takes no NUL, and half of a surrogate pair has no UTF-8 form."""
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise PydanticCustomError("surrogate", "expected valid Unicode text")
-    if "\0" in text:
-        raise PydanticCustomError("nul_character", "expected text without NUL characters")
-    return text
-
-
-Text = Annotated[str, AfterValidator(storable)]
 
 
 class ErrorBody(Wire):

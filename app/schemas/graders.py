@@ -7,8 +7,9 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from app.schemas import examples
-from app.schemas.common import Text, Wire, storable
+from app.schemas.common import Wire
 from worker.contract.graders import Grader
+from worker.contract.text import Text, storable
 
 _MOST_DEPTH = 64
 

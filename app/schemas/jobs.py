@@ -8,8 +8,9 @@ from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, W
 from pydantic_core import PydanticCustomError
 
 from app.schemas import examples
-from app.schemas.common import Text, Wire
+from app.schemas.common import Wire
 from worker.contract.extension import Extension
+from worker.contract.text import Text
 
 Auto = Literal["auto"]
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]

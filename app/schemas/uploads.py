@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from app.schemas import examples
-from app.schemas.common import Text, Wire
+from app.schemas.common import Wire
 from app.schemas.files import ExpiresAfter, FileRead, Purpose
+from worker.contract.text import Text
 
 
 class UploadCreate(Wire):

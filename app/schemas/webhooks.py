@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from app.schemas import examples
-from app.schemas.common import Text, Wire
+from app.schemas.common import Wire
+from worker.contract.text import Text
 
 # OpenAI's, so that code which asks for more than fine-tuning need not be changed; and Hone's own at the end. Only
 # those of `webhook_events.TYPES` ever happen here.

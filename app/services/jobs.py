@@ -141,7 +141,7 @@ async def cancel(session: AsyncSession, principal: Principal, *, job_id: str) ->
         return job
     if job.status in TERMINAL:
         raise _illegal(job, "it cannot be cancelled")
-    now = utc_now()
+    now = await database_now(session)
     job_states.move(session, job, JobStatus.CANCELLED, message="The job has been cancelled", now=now)
     leases.revoke(session, job)
     await endings.after(session, job)

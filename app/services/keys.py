@@ -26,6 +26,12 @@ async def authenticate(session: AsyncSession, key: str) -> Principal:
     return Principal(*row)
 
 
+async def is_valid(session: AsyncSession, principal: Principal) -> bool:
+    """Whether the caller's key, which was good when the request began, has not been revoked since."""
+    query = server_rows(ApiKey).where(ApiKey.id == principal.key_id, ApiKey.revoked_at.is_(None))
+    return await session.scalar(query) is not None
+
+
 async def is_operator(session: AsyncSession, principal: Principal) -> bool:
     """Whether the caller's project is the default one, whose keys only somebody at the server can make."""
     project = await _default_project(session)

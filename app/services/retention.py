@@ -28,6 +28,7 @@ async def prune(session: AsyncSession, job: Job, *, epochs: int) -> None:
     candidates = [row for row in rows[_STATES_KEPT:] if _epoch(job, row) <= _epoch(job, rows[0]) - epochs]
     if not candidates:
         return
+    await _lock(session, job, candidates)
     in_use = await _in_use(session, candidates)
     shared = await _shared(session, job, candidates)
     for row in candidates:
@@ -50,6 +51,12 @@ async def _drop_states(session: AsyncSession, rows: Sequence[Checkpoint]) -> Non
         key, row.state_key, row.state_sha256, row.state_bytes = row.state_key, None, None, None
         if key is not None:
             await objects.let_go(session, storage_key=key)
+
+
+async def _lock(session: AsyncSession, job: Job, rows: Sequence[Checkpoint]) -> None:
+    """Whoever begins to use or to share one of them has done so, and is seen from here on, or finds it gone."""
+    query = of_job(Checkpoint, job.id).where(Checkpoint.id.in_([row.id for row in rows])).order_by(Checkpoint.step)
+    await session.execute(query.with_for_update())
 
 
 async def _in_use(session: AsyncSession, rows: Sequence[Checkpoint]) -> set[str]:

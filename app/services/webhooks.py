@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outgoing
 from app.auth import Principal
-from app.db.queries import alone, scoped
+from app.db.queries import alone, database_now, scoped
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
@@ -30,7 +30,7 @@ async def create(
     counted = scoped(WebhookEndpoint, principal).with_only_columns(func.count(WebhookEndpoint.id))
     if (await session.execute(counted)).scalar_one() >= MAX_ENDPOINTS:
         raise InvalidRequest(f"A project has {MAX_ENDPOINTS} webhook endpoints at most.", code="too_many_endpoints")
-    now = utc_now()
+    now = await database_now(session)  # as events are dated: it gets those from now on
     endpoint = WebhookEndpoint(
         id=new_id("we_"),
         project_id=principal.project_id,
@@ -77,7 +77,7 @@ async def update(
     for name, value in changes.items():
         setattr(endpoint, name, value)
     if changes:
-        endpoint.updated_at = utc_now()
+        endpoint.updated_at = await database_now(session)
     await session.flush()
     return endpoint
 
@@ -87,7 +87,7 @@ async def rotate_secret(
 ) -> WebhookEndpoint:
     """Sign with a new secret from now on; with `keep_old` also with the present one, for a day."""
     endpoint = await get(session, principal, endpoint_id=endpoint_id, lock=True)
-    now = utc_now()
+    now = await database_now(session)
     kept = []
     if keep_old:
         present = {"secret": endpoint.secret, "expires_at": int((now + _OVERLAP).timestamp())}

@@ -4,6 +4,16 @@ import re
 import secrets
 
 _KEY = re.compile(r"[A-Za-z0-9_\-]+(?:[./][A-Za-z0-9_\-]+)*")
+# What the functions below make, and nothing else: a bucket may hold objects of others among ours.
+_SHAPES = (
+    r"files/file-[A-Za-z0-9]+",
+    r"uploads/upload_[A-Za-z0-9]+/part_[A-Za-z0-9]+",
+    r"imports/import-[A-Za-z0-9]+/adapter\.zip",
+    rf"jobs/ftjob-[A-Za-z0-9]+/[0-9]+/{_KEY.pattern}",
+    r"bases/[0-9a-f]{32}",
+    r"trials/[0-9a-f]{16}",
+)
+_OURS = re.compile("|".join(_SHAPES))
 
 
 def require_key(key: str) -> str:
@@ -11,6 +21,11 @@ def require_key(key: str) -> str:
     if not _KEY.fullmatch(key):
         raise ValueError("not a storage key")
     return key
+
+
+def is_ours(key: str) -> bool:
+    """Whether this module makes such keys. Sweeps touch no others."""
+    return _OURS.fullmatch(key) is not None
 
 
 def uploaded_file(file_id: str) -> str:

@@ -34,7 +34,7 @@ from app.storage.base import (
     StorageUnavailable,
     StoredObject,
 )
-from app.storage.keys import require_key
+from app.storage.keys import is_ours, require_key
 from app.storage.local import opened
 from app.storage.pace import PacedPart, read_paced
 
@@ -150,7 +150,8 @@ class S3Storage:
         while more:
             answer = await self._in_thread(self.call, "list_multipart_uploads", Prefix=self._prefix, **more)
             for upload in answer.get("Uploads", ()):
-                if _now(answer) - upload["Initiated"] > older_than:
+                is_old = _now(answer) - upload["Initiated"] > older_than
+                if is_old and is_ours(upload["Key"].removeprefix(self._prefix)):
                     with suppress(ObjectMissing):  # completed or aborted since
                         named = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
                         await self._in_thread(self.call, "abort_multipart_upload", **named)

@@ -110,6 +110,24 @@ async def test_the_official_client_is_not_disturbed_by_what_keeps_the_connection
             assert await anext(answer.aiter_lines()) == ": keep-alive"
 
 
+async def test_a_stream_ends_when_its_key_is_revoked(other_tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_api, "_KEY_SECONDS", 0.1)
+    monkeypatch.setattr(events_api, "_LOOK_SECONDS", 0.02)
+    job_id = await running_job(other_tenant, told=1)
+    async with asyncio.timeout(PATIENCE_SECONDS), other_tenant.http() as http:
+        async with http.stream("GET", path(job_id)) as answer:
+            lines = answer.aiter_lines()
+            told = [await anext(lines)]
+            await asyncio.sleep(0.3)
+            await factories.add_events(other_tenant.resources, job_id, 1)  # the key is still good
+            told += [await anext(lines) for _ in range(4)]
+            await factories.revoke(other_tenant.resources, other_tenant.key)
+            told += [line async for line in lines]
+        assert (await http.get(path(job_id))).status_code == 401
+    assert len([line for line in told if line.startswith("id: ")]) == 2
+    assert "data: [DONE]" not in told
+
+
 async def test_followers_hold_no_connection_of_the_databases(tenant: Tenant) -> None:
     """There are more of them than connections."""
     job_id = await running_job(tenant, told=1)

@@ -81,6 +81,13 @@ _BAD: list[tuple[Any, str, str]] = [
     ({"keep_best": True}, "hone.keep_best", "needs a 'validation_file'"),
     ({"dpo": {"loss": "ipo", "label_smoothing": 0.1}}, "hone.dpo.label_smoothing", "IPO has none"),
     ({"dpo": {"loss": "ipo"}}, "hone.dpo", "the method is 'supervised'"),
+    ({"trackers": {"mlflow": {"experiment": "a\0b"}}}, "hone.trackers.mlflow.experiment", "NUL"),
+    ({"trackers": {"mlflow": {"run_name": "\ud800"}}}, "hone.trackers.mlflow.run_name", "Unicode"),
+    ({"trackers": {"mlflow": {"run_name": "x" * 201}}}, "hone.trackers.mlflow.run_name", "200"),
+    ({"trackers": {"mlflow": {"tags": {"team": "a\0b"}}}}, "hone.trackers.mlflow.tags.team", "NUL"),
+    ({"trackers": {"mlflow": {"tags": {"team": "x" * 513}}}}, "hone.trackers.mlflow.tags.team", "512"),
+    ({"trackers": {"mlflow": {"tags": {"a\0b": "x"}}}}, "hone.trackers.mlflow.tags.a?b", "NUL"),
+    ({"trackers": {"mlflow": {"tags": {"x" * 65: "x"}}}}, f"hone.trackers.mlflow.tags.{'x' * 64}", "64"),
     ({"a\0b": 1}, "hone.a?b", "Unknown parameter"),
     ({"\ud800": 1}, "hone", ""),
 ]

@@ -1,5 +1,6 @@
 """Which checkpoints stay, and what of them: in rows and in storage."""
 
+import asyncio
 from collections.abc import Sequence
 
 from app.auth import Principal
@@ -88,6 +89,28 @@ async def test_one_that_another_job_continues_from_stays_until_that_has_ended(re
         await jobs.cancel(session, principal, job_id=following.id)
     await prune(resources, job.id)
     assert list(await kept(resources, job.id)) == [6, 8, 10]
+
+
+async def test_one_that_a_job_is_just_beginning_from_stays(resources: Resources) -> None:
+    job, made = await make_job(resources, (2, 4, 6, 8, 10))
+    principal = Principal("key", job.project_id, job.organization_id)
+    training = await factories.file(resources, principal)
+    await prune(resources, job.id, epochs=5)  # letting go of states would lock rows as well
+    has_begun = asyncio.Event()
+
+    async def begin() -> None:
+        async with resources.write() as session:
+            body = JobCreate(model=made[0].model_name, training_file=training.id)
+            await jobs.create(session, principal, body=body)
+            has_begun.set()
+            await asyncio.sleep(0.5)  # and the commit comes after whoever prunes has begun
+
+    async def prune_meanwhile() -> None:
+        await has_begun.wait()
+        await prune(resources, job.id)
+
+    await asyncio.gather(begin(), prune_meanwhile())
+    assert list(await kept(resources, job.id)) == [2, 6, 8, 10]
 
 
 async def test_an_ended_job_has_no_states(resources: Resources) -> None:

@@ -1,18 +1,20 @@
 """Uploads where requests do not reach: several processes, and those that die."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from io import BytesIO
 
 import pytest
 
+from app.api.uploads import complete_upload
 from app.auth import Principal
 from app.db.models import File, Upload, UploadStatus
 from app.db.queries import scoped
 from app.errors import InvalidRequest
 from app.ids import new_id, utc_now
 from app.resources import Resources
-from app.schemas.uploads import UploadCreate
+from app.schemas.uploads import UploadComplete, UploadCreate
 from app.services import files, uploads
 from app.storage.keys import upload_part
 from tests import factories
@@ -65,6 +67,29 @@ async def test_processes_that_complete_at_once_make_one_file(resources: Resource
     assert await file_keys(resources, principal) == [f"files/{made[0]}"]
     await tidying.remove_expired(resources)
     assert await factories.objects(resources) == {f"files/{made[0]}"}  # those of the losers are gone as well
+
+
+async def test_a_completion_that_is_overtaken_gets_the_same_answer(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process completes the upload, and a sweep removes its parts, while this one reads them."""
+    principal, upload, part_ids = await begun(resources)
+    read = resources.storage.read
+    overtaken_by: list[str | None] = []
+
+    async def late(key: str, **places: int) -> AsyncIterator[bytes]:
+        monkeypatch.setattr(resources.storage, "read", read)
+        overtaken_by.append(await complete(resources, principal, upload, part_ids))
+        await tidying.remove_expired(resources)
+        async for chunk in read(key, **places):
+            yield chunk
+
+    monkeypatch.setattr(resources.storage, "read", late)
+    answer = await complete_upload(upload.id, UploadComplete(part_ids=part_ids), principal, resources)
+    assert answer.status == "completed"
+    assert answer.file is not None
+    assert overtaken_by == [answer.file.id]
+    assert await factories.objects(resources) == {f"files/{answer.file.id}"}
 
 
 async def test_a_completion_that_dies_twice_can_be_made_a_third_time(resources: Resources) -> None:

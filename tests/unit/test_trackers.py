@@ -5,7 +5,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,44 @@ def test_mlflow_goes_on_with_the_run_of_a_worker_that_died(start: Any, tmp_path:
     assert runs == [(opened.run_id, "FINISHED", "ftjob-1")]
     assert (tags["team"], tags["hone.fine_tuned_model"]) == ("search", "ft:tiny")
     assert (parameters["seed"], parameters["hyperparameters.n_epochs"]) == ("7", "2")
+
+
+def test_mlflow_gets_a_commands_figures_in_few_requests(start: Any) -> None:
+    """A server that takes a second for each would else be too slow for a command of two hundred steps."""
+    batches: list[list[dict[str, Any]]] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._reply({"experiment": {"experiment_id": "1", "name": "tests"}})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path.endswith("/log-batch") and "metrics" in body and body["metrics"]:
+                batches.append(body["metrics"])
+            run = {"info": {"run_id": "run-1", "run_uuid": "run-1", "experiment_id": "1"}, "data": {}}
+            self._reply({"run": run} if self.path.endswith("/create") else {})
+
+        def _reply(self, answer: dict[str, Any]) -> None:
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        tracker: Tracker = start()
+        opened = tracker.open("mlflow", {"tracking_uri": f"http://127.0.0.1:{server.server_port}"}, experiment="tests")
+        assert opened == Opened(run_id="run-1")
+        tracker.log(1, 1000)
+        assert [len(batch) for batch in batches] == [1000]
+        tracker.log(1001, 2500)
+        server.shutdown()
+    assert [len(batch) for batch in batches] == [1000, 1000, 500]
+    assert [metric["step"] for batch in batches for metric in batch] == list(range(1, 2501))
 
 
 def test_tensorboard_files_hold_each_step_once_after_a_resume(start: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
 
@@ -20,6 +20,7 @@ from app.db.models import Job, JobStatus
 from app.db.queries import database_now, scoped
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint, WebhookEvent
 from app.resources import Resources
+from app.schemas.webhooks import WebhookEndpointCreate
 from app.services import job_states, webhook_deliveries, webhook_sending, webhooks
 from app.services.webhook_sending import Outcome
 from tests import factories
@@ -149,6 +150,22 @@ async def test_who_is_told(resources: Resources) -> None:
     assert {json.loads(delivery.payload)["data"]["id"] for delivery in told} == {job_id}
     assert len({delivery.id for delivery in told}) == 2
     assert len({delivery.event_id for delivery in told}) == 1
+
+
+async def test_an_endpoint_made_where_the_clock_is_ahead_is_told(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events are dated by the database's clock, and so are endpoints."""
+    principal, _ = await factories.project(resources)
+    monkeypatch.setattr(webhooks, "utc_now", lambda: datetime.now(UTC) + timedelta(hours=1))
+    with receiving(says(200)) as server:
+        body = WebhookEndpointCreate(name="test", url=server.url, event_types=["fine_tuning.job.succeeded"])
+        async with resources.write() as session:
+            endpoint = await webhooks.create(session, principal, body=body, settings=with_settings(resources).settings)
+        job_id = await ended_job(resources, principal)
+        async with delivering(resources):
+            (told,) = await until_over(resources, endpoint)
+    assert json.loads(told.payload)["data"]["id"] == job_id
 
 
 async def test_a_pause_is_told_to_those_who_ask_for_it_by_name(resources: Resources) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from app.schemas.uploads import UploadCreate
 from app.services import files, uploads
 from app.storage.keys import job_object, upload_part
 from tests import factories
+from tests.servers.s3 import MotoServer, open_storage
 from worker import tidying
 
 NOW = timedelta(seconds=-1)
@@ -35,13 +37,49 @@ async def test_what_a_row_names_is_kept(resources: Resources) -> None:
     named = await factories.objects(resources)
     assert {file.storage_key, model.adapter_key, checkpoint.adapter_key, checkpoint.state_key} < named
 
-    for key in ("files/file-none", "jobs/ftjob-none/1/adapter.zip", "imports/import-x/adapter.zip", "trials/abc"):
+    for key in (
+        "files/file-none",
+        "jobs/ftjob-none/1/adapter.zip",
+        "imports/import-x/adapter.zip",
+        "trials/0123456789abcdef",
+    ):
         await factories.stored(resources, key, b"orphan")
     await factories.stored(resources, job_object(job.id, 7, "checkpoints/9/adapter.zip"), b"of a lost lease")
 
     assert await tidying.remove_orphans(resources, older_than=NOW) == 5
     assert await factories.objects(resources) == named
     assert await tidying.remove_orphans(resources, older_than=NOW) == 0
+
+
+async def test_what_others_keep_in_the_bucket_is_not_touched(resources: Resources, moto_server: MotoServer) -> None:
+    bucket = moto_server.new_bucket()
+    storage, client = open_storage(moto_server, bucket), moto_server.client()
+    foreign = {
+        "uploads/",  # as the consoles of S3 mark a folder
+        "uploads/My file.jpg",
+        "uploads/holiday.jpg",
+        "uploads/upload_a/holiday.jpg",
+        "files/.keep",
+        "files/file-a.jsonl",
+        "files/archive/file-a",
+        "imports/import-a/notes.txt",
+        "jobs/ftjob-a/latest/adapter.zip",
+        "jobs/ftjob-a/1/",
+        "jobs/ftjob-a/1/bébé.zip",
+        "bases/model.safetensors",
+        "trials/abc",
+        "elsewhere/file-a",
+    }
+    for key in foreign | {"uploads/upload_a/part_b"}:
+        client.put_object(Bucket=bucket, Key=key, Body=b"x")
+    for key in ("uploads/My film.mp4", "uploads/upload_a/part_c"):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    assert await tidying.remove_orphans(replace(resources, storage=storage), older_than=NOW) == 1
+    assert await storage.remove_unfinished(older_than=NOW) == 1
+    assert set(moto_server.keys(bucket)) == foreign
+    assert len(moto_server.unfinished(bucket)) == 1
+    client.close()
+    await storage.close()
 
 
 async def test_what_may_yet_get_its_row_is_kept(resources: Resources) -> None:

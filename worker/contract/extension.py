@@ -7,8 +7,10 @@ keys are refused by name. What is absent takes the documented default of the res
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from worker.contract.text import Text
 
 _MODULE_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 _MOST_MODULES = 64
@@ -76,10 +78,15 @@ class DpoOptions(Options):
     )
 
 
+_Name = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
+_TagName = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
+_TagValue = Annotated[Text, StringConstraints(max_length=512)]
+
+
 class MlflowOptions(Options):
-    experiment: str = Field(default="hone", min_length=1, max_length=200, description="Made if there is none.")
-    run_name: str | None = Field(default=None, min_length=1, max_length=200, description="Default: the job's id.")
-    tags: dict[str, str] = Field(default={}, max_length=16, description="Tags of the run.")
+    experiment: _Name = Field(default="hone", description="Made if there is none.")
+    run_name: _Name | None = Field(default=None, description="Default: the job's id.")
+    tags: dict[_TagName, _TagValue] = Field(default={}, max_length=16, description="Tags of the run.")
 
 
 class TensorboardOptions(Options):

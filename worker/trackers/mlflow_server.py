@@ -1,7 +1,7 @@
 """MLflow: one run for each job, found again by a tag that holds the job's id."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worker.contract.tracking import Close, Open, StepFigures
@@ -9,6 +9,7 @@ from worker.contract.tracking import Close, Open, StepFigures
 _TAG = "hone.job_id"
 _STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "interrupted": "SCHEDULED"}
 _MOST_PARAMETERS = 100  # in one request
+_MOST_METRICS = 1000  # likewise
 _MOST_CHARACTERS = 500
 
 
@@ -40,10 +41,17 @@ class MlflowRun:
         self._client.log_batch(self.run_id, params=flat[:_MOST_PARAMETERS], tags=tags)
         self.url: str | None = None
 
-    def log(self, one: StepFigures) -> None:
-        at = int(one.at * 1000)
-        metrics = [self._metric(name, value, at, one.step) for name, value in one.figures.items()]
-        self._client.log_batch(self.run_id, metrics=metrics)
+    def log(self, steps: Sequence[StepFigures]) -> None:
+        """Few requests: a command has to be answered in time, also by a server that is slow."""
+        batch: list[Any] = []
+        for one in steps:
+            if len(batch) + len(one.figures) > _MOST_METRICS:  # steps stay whole: `last_step` goes by one figure
+                self._client.log_batch(self.run_id, metrics=batch)
+                batch = []
+            at = int(one.at * 1000)
+            batch += [self._metric(name, value, at, one.step) for name, value in one.figures.items()]
+        if batch:
+            self._client.log_batch(self.run_id, metrics=batch)
 
     def close(self, command: Close) -> None:
         for name, value in command.summary.items():

@@ -4,6 +4,7 @@ Names of the path are ids of ours and nothing that a client chose.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from worker.contract.tracking import Close, Open, StepFigures
@@ -23,9 +24,10 @@ class TensorboardRun:
         self.url: str | None = None
         self.last_step = 0
 
-    def log(self, one: StepFigures) -> None:
-        for name, value in one.figures.items():
-            self._writer.add_scalar(name, value, one.step, walltime=one.at, display_name=name)
+    def log(self, steps: Sequence[StepFigures]) -> None:
+        for one in steps:
+            for name, value in one.figures.items():
+                self._writer.add_scalar(name, value, one.step, walltime=one.at, display_name=name)
 
     def close(self, command: Close) -> None:
         text = "\n".join(f"- {name}: {value}" for name, value in command.summary.items())

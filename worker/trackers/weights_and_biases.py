@@ -1,6 +1,7 @@
 """Weights & Biases: one run for each job, named by the job's id, so that a resumed job goes on with it."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from worker.contract.tracking import Close, Open, StepFigures
@@ -50,8 +51,9 @@ class WandbRun:
         self.url: str | None = self._run.url
         self.last_step = max(0, self._run.starting_step - 1)
 
-    def log(self, one: StepFigures) -> None:
-        self._run.log(one.figures, step=one.step)
+    def log(self, steps: Sequence[StepFigures]) -> None:
+        for one in steps:
+            self._run.log(one.figures, step=one.step)
 
     def close(self, command: Close) -> None:
         self._run.summary.update({f"hone/{name}": value for name, value in command.summary.items()})

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -57,6 +57,8 @@ async def _quietly(what: str, action: Awaitable[None]) -> None:
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with suppress(PermissionError):  # one that was there before, such as a volume, may be open to everybody
+        settings.data.chmod(0o700)
     async with open_storage(settings) as storage, open_queue(settings) as queue:
         database = Database(
             settings.resolved_database_url,

@@ -199,8 +199,12 @@ class Settings(BaseSettings):
     )
     python_graders: bool = Field(
         default=False,
-        description="Run graders of type `python`, on workers, in a sandbox: bubblewrap, or for a worker that is root "
-        "another user in namespaces. Workers that have neither run none.",
+        description="Run graders of type `python`, on workers, in a sandbox. Workers that have none run none.",
+    )
+    python_grader_sandbox: Literal["bubblewrap", "other_user"] = Field(
+        default="bubblewrap",
+        description="`bubblewrap`, which must be installed; or `other_user` in namespaces, for workers that are root: "
+        "there a grader can read what everybody on the machine can, so see to it that the data directory is private.",
     )
     python_grader_seconds: float = Field(default=120.0, ge=1, le=570, description="Longest time for one of them.")
     python_grader_memory_bytes: int = Field(

@@ -28,9 +28,10 @@ async def find_sandbox(settings: Settings) -> Sandbox | None:
     """The sandbox of this machine, or None: then its worker runs no Python graders."""
     if not settings.python_graders:
         return None
-    found = await sandbox.find(Limits(settings.python_grader_seconds, settings.python_grader_memory_bytes))
+    limits = Limits(settings.python_grader_seconds, settings.python_grader_memory_bytes)
+    found = await sandbox.find(settings.python_grader_sandbox, limits)
     if found is None:
-        _log.warning("Python graders are not run here: install bubblewrap, or run the worker as root with util-linux")
+        _log.warning("Python graders are not run here: install bubblewrap")
     else:
         _log.info("Python graders are run under %s", found.way)
     return found

@@ -1,8 +1,8 @@
 """Where Python graders run: without network, secrets or files of this machine, and not for long.
 
-Two ways, tried in this order. *bubblewrap* gives a grader a file system of its own with Python in it and nothing
-else. Where it is not installed and this process is root, util-linux' `unshare` gives namespaces, and the grader is
-another user: it can read what everybody on this machine can. In both ways there is no network, no environment, no
+Two ways. *bubblewrap* gives a grader a file system of its own with Python in it and nothing else. Where this process is
+root and the operator chooses so, util-linux' `unshare` gives namespaces, and the grader is another user: it can read
+what everybody on this machine can. In both ways there is no network, no environment, no
 other process to be seen, one process and thread, no file that can be written, and limits of memory and time; and a
 filter of system calls shuts what none needs.
 """
@@ -10,6 +10,7 @@ filter of system calls shuts what none needs.
 import asyncio
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -18,11 +19,10 @@ import sysconfig
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import orjson
 
-from worker.graders import check
 from worker.graders.faults import GraderFault
 
 _log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ _WRITABLE_BY_ALL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - to be hidden
 _TRIAL = """
 import os, socket
 def grade(sample, item):
-    unconnected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
+        unconnected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         unconnected.connect(("192.0.2.1", 9))
     except OSError:
         return os.getuid() != 0
@@ -64,7 +64,6 @@ class Sandbox:
 
     async def grade(self, source: str, sample: dict[str, Any], item: Any) -> float:
         """What `grade(sample, item)` of the source returns, a finite number. Raises GraderFault."""
-        check.source(source)
         request = {
             "source": source,
             "sample": sample,
@@ -114,18 +113,17 @@ class _Ended:
     is_late: bool
 
 
-async def find(limits: Limits) -> Sandbox | None:
-    """The first way that works on this machine, found by trying it."""
-    for build in (bubblewrap, other_user):
-        sandbox = build(limits)
-        if sandbox is None:
-            continue
-        try:
-            if await sandbox.grade(_TRIAL, {}, {}) == 1:
-                return sandbox
-            _log.warning("%s does not keep Python graders apart here", sandbox.way)
-        except (GraderFault, OSError) as error:
-            _log.warning("%s cannot run Python graders here: %s", sandbox.way, error)
+async def find(way: Literal["bubblewrap", "other_user"], limits: Limits) -> Sandbox | None:
+    """The sandbox of that way, if it works on this machine: it is tried."""
+    sandbox = bubblewrap(limits) if way == "bubblewrap" else other_user(limits)
+    if sandbox is None:
+        return None
+    try:
+        if await sandbox.grade(_TRIAL, {}, {}) == 1:
+            return sandbox
+        _log.warning("%s does not keep Python graders apart here", sandbox.way)
+    except (GraderFault, OSError) as error:
+        _log.warning("%s cannot run Python graders here: %s", sandbox.way, error)
     return None
 
 
@@ -161,11 +159,13 @@ def other_user(limits: Limits) -> Sandbox | None:
     hide = "".join(
         f"[ ! -d {place} ] || {programs['mount']} -t tmpfs -o ro none {place} || exit 1; " for place in _WRITABLE_BY_ALL
     )
+    # The shell stays the namespace's first process, and root's: with it, everything in the namespace is ended, also
+    # what has left the group. A grader in its place would lose the signal of its parent's death as it becomes another.
     command = [
         *(str(programs["setpriv"]), "--pdeathsig", "KILL", "--no-new-privs"),
         *(str(programs["unshare"]), "--net", "--pid", "--ipc", "--uts", "--mount", "--mount-proc"),
         *("--fork", "--kill-child"),
-        *(str(programs["sh"]), "-c", f'{hide}exec {programs["env"]} -i "$@"', "sh"),
+        *(str(programs["sh"]), "-c", f'{hide}{programs["env"]} -i "$@"; exit $?', "sh"),
     ]
     return Sandbox("another user", tuple(command), _NOBODY, limits)
 
@@ -219,7 +219,14 @@ def _read_answer(ended: _Ended, limits: Limits) -> float:
         found = orjson.loads(answer)
         if "error" in found:
             raise GraderFault(str(found["error"]), "python_grader_runtime_error")
-        return float(found["reward"])
+        return _finite(found["reward"])
     except (ValueError, TypeError, LookupError) as error:
         sentence = "The grader's process ended before grade returned: it left, or had used up its memory or time."
         raise GraderFault(sentence, "python_grader_runtime_error") from error
+
+
+def _finite(reward: object) -> float:
+    """A grader may write its answer itself."""
+    if type(reward) not in (int, float) or not math.isfinite(cast("float", reward)):
+        raise ValueError(reward)
+    return float(cast("float", reward))

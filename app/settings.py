@@ -199,8 +199,12 @@ class Settings(BaseSettings):
     )
     python_graders: bool = Field(
         default=False,
-        description="Run graders of type `python`, on workers, in a sandbox: bubblewrap, or for a worker that is root "
-        "another user in namespaces. Workers that have neither run none.",
+        description="Run graders of type `python`, on workers that have the sandbox of the next setting.",
+    )
+    python_grader_sandbox: Literal["bubblewrap", "other_user"] = Field(
+        default="bubblewrap",
+        description="What keeps them apart. `other_user` does without bubblewrap, for a worker that is root: graders "
+        "are another user in namespaces, and can read what every user of the machine can.",
     )
     python_grader_seconds: float = Field(default=120.0, ge=1, le=570, description="Longest time for one of them.")
     python_grader_memory_bytes: int = Field(

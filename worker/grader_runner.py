@@ -28,10 +28,9 @@ async def find_sandbox(settings: Settings) -> Sandbox | None:
     """The sandbox of this machine, or None: then its worker runs no Python graders."""
     if not settings.python_graders:
         return None
-    found = await sandbox.find(Limits(settings.python_grader_seconds, settings.python_grader_memory_bytes))
-    if found is None:
-        _log.warning("Python graders are not run here: install bubblewrap, or run the worker as root with util-linux")
-    else:
+    limits = Limits(settings.python_grader_seconds, settings.python_grader_memory_bytes)
+    found = await sandbox.find(limits, way=settings.python_grader_sandbox, secret=settings.data)
+    if found is not None:
         _log.info("Python graders are run under %s", found.way)
     return found
 

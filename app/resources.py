@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -56,9 +58,7 @@ async def _quietly(what: str, action: Awaitable[None]) -> None:
 
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
-    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with suppress(PermissionError):  # one that was there before, such as a volume, may be open to everybody
-        settings.data.chmod(0o700)
+    _open_data(settings.data)
     async with open_storage(settings) as storage, open_queue(settings) as queue:
         database = Database(
             settings.resolved_database_url,
@@ -69,6 +69,14 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             yield Resources(settings, database, storage, queue)
         finally:
             await database.close()
+
+
+def _open_data(directory: Path) -> None:
+    """Nobody else's to read, also where it was there before; one that another user owns stays as they have it."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if directory.stat().st_uid == os.geteuid():
+        with suppress(OSError):  # a file system that is read-only, or has no modes
+            directory.chmod(0o700)
 
 
 @asynccontextmanager

@@ -199,12 +199,12 @@ class Settings(BaseSettings):
     )
     python_graders: bool = Field(
         default=False,
-        description="Run graders of type `python`, on workers, in a sandbox. Workers that have none run none.",
+        description="Run graders of type `python`, on workers that have the sandbox of the next setting.",
     )
     python_grader_sandbox: Literal["bubblewrap", "other_user"] = Field(
         default="bubblewrap",
-        description="`bubblewrap`, which must be installed; or `other_user` in namespaces, for workers that are root: "
-        "there a grader can read what everybody on the machine can, so see to it that the data directory is private.",
+        description="What keeps them apart. `other_user` does without bubblewrap, for a worker that is root: graders "
+        "are another user in namespaces, and can read what every user of the machine can.",
     )
     python_grader_seconds: float = Field(default=120.0, ge=1, le=570, description="Longest time for one of them.")
     python_grader_memory_bytes: int = Field(

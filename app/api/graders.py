@@ -24,7 +24,8 @@ router = APIRouter(
 
 @router.post("/validate", response_model_exclude_unset=True)
 async def validate_grader(body: GraderValidate, resources: Opened) -> GraderValidated:
-    """Check a grader without running it."""
+    """Check a grader without running it. A Python grader's source is parsed up to 16 KB; faults of a longer one are
+    found when it runs."""
     await graders.validate(resources.settings, body.grader)
     return GraderValidated(grader=body.grader)
 

@@ -40,8 +40,8 @@ class Claim:
 async def add(session: AsyncSession, principal: Principal, *, request: dict[str, Any], lives_seconds: float) -> str:
     """Leave a run for the workers; returns its id. Raises TooManyRuns."""
     now = await database_now(session)
-    waiting = await session.scalars(scoped(GraderRun, principal).where(GraderRun.expires_at > now))
-    if len(waiting.all()) >= MOST_OF_A_PROJECT:
+    unanswered = scoped(GraderRun, principal).where(GraderRun.expires_at > now, GraderRun.result.is_(None))
+    if (await session.scalar(unanswered.with_only_columns(func.count())) or 0) >= MOST_OF_A_PROJECT:
         message = f"This project has {MOST_OF_A_PROJECT} Python graders running. Try again in a moment."
         raise TooManyRuns(message, code="too_many_graders", headers={"Retry-After": "2"})
     run = GraderRun(

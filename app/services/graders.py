@@ -49,7 +49,7 @@ async def validate(settings: Settings, grader: AnyGrader) -> None:
     """Raises InvalidRequest for a grader that can never give a reward, or that this server does not run."""
     _check_is_offered(settings, grader)
     try:
-        await asyncio.to_thread(checks.check, grader)  # parsing 256 KB of Python takes a while
+        await asyncio.to_thread(checks.check, grader)  # parsing takes a while
     except GraderFault as fault:
         raise InvalidRequest(fault.sentence, code=fault.flags[0], param="grader") from fault
 
@@ -100,16 +100,22 @@ async def _run_python(
     request = {"source": source, "sample": sample, "item": item}
     async with sessions.write() as session:
         run_id = await grader_runs.add(session, principal, request=request, lives_seconds=lives_seconds)
-    found = await _wait_for(sessions, principal, run_id, lives_seconds)
-    with suppress(Unavailable):  # else a sweep removes it
-        async with sessions.write() as session:
-            await grader_runs.remove(session, principal, run_id=run_id)
+    try:
+        found = await _wait_for(sessions, principal, run_id, lives_seconds)
+    finally:  # also when a multi grader's other part has failed: then nobody waits for this one
+        await asyncio.shield(_remove(sessions, principal, run_id))
     if found is None:
         sentence = "No worker has run the Python grader in time."
         raise GraderFault(sentence, "python_grader_server_error", server_error_type="no_answer")
     if "reward" in found:
         return found["reward"]
     raise GraderFault(found["sentence"], *found["flags"], server_error_type=found["server_error_type"])
+
+
+async def _remove(sessions: Sessions, principal: Principal, run_id: str) -> None:
+    with suppress(Unavailable):  # else a sweep removes it
+        async with sessions.write() as session:
+            await grader_runs.remove(session, principal, run_id=run_id)
 
 
 async def _wait_for(sessions: Sessions, principal: Principal, run_id: str, seconds: float) -> dict[str, Any] | None:

@@ -33,9 +33,16 @@ def test_good_sources(source: str) -> None:
         ("async def grade(sample, item): return 1", "two arguments"),
         ("x = 1\ndef grade(:", r"line 2"),
         ("(" * 10_000, "not valid Python"),
-        ("-" * 100_000 + "1", "not valid Python"),
+        ("-" * 10_000 + "1", "not valid Python"),
     ],
 )
 def test_bad_sources(source: str, sentence: str) -> None:
     with pytest.raises(GraderFault, match=sentence):
         check.source(source)
+
+
+def test_a_long_source_is_left_to_the_sandbox() -> None:
+    broken = "def grade(:"
+    check.source(broken + "#" * (check.MAX_PARSED_BYTES + 1 - len(broken)))
+    with pytest.raises(GraderFault, match="not valid Python"):
+        check.source(broken + "#" * (check.MAX_PARSED_BYTES - len(broken)))

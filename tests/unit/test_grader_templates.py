@@ -1,5 +1,6 @@
 """Variables in graders."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,4 +66,12 @@ def test_a_sample_that_is_not_json(sample: str) -> None:
 def test_a_template_does_not_grow_without_end() -> None:
     item: dict[str, Any] = {"x": "y" * 100_000}
     with pytest.raises(GraderFault, match="too long"):
-        templates.fill("{{ item.x }}" * 20_000, Context("", item))
+        templates.fill("{{ item.x }}" * 500, Context("", item))
+
+
+@pytest.mark.parametrize("attempt", [templates.check, lambda text: templates.fill(text, Context("", {"x": ""}))])
+def test_a_template_has_only_so_many_variables(attempt: Callable[[str], object]) -> None:
+    attempt("{{ item.x }}" * templates.MAX_PLACEHOLDERS)
+    with pytest.raises(GraderFault, match="more than 1000 variables") as caught:
+        attempt("{{ item.x }}" * (templates.MAX_PLACEHOLDERS + 1))
+    assert caught.value.flags == ("other_error",)

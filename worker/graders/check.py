@@ -20,6 +20,8 @@ from worker.contract.graders import (
 from worker.graders import formula, templates
 from worker.graders.faults import GraderFault
 
+MAX_PARSED_BYTES = 16 * 1024
+
 
 def check(grader: AnyGrader) -> None:
     """Raises GraderFault."""
@@ -40,7 +42,13 @@ def parts(grader: AnyGrader) -> list[AnyGrader]:
 
 
 def source(text: str) -> None:
-    """A Python grader's source must compile and define `grade`, for two arguments. It is not executed."""
+    """A Python grader's source must compile and define `grade`, for two arguments. It is not executed.
+
+    Parsing holds the interpreter's lock: a tenth of a second for 16 KB, and seconds for the largest that may be sent.
+    A longer source is not looked at; its faults are found where it runs, in the sandbox.
+    """
+    if len(text.encode()) > MAX_PARSED_BYTES:
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an invalid escape in somebody's string is theirs

@@ -1,10 +1,10 @@
 """Where Python graders run: without network, secrets or files of this machine, and not for long.
 
-Two ways. *bubblewrap* gives a grader a file system of its own with Python in it and nothing else. Where this process is
-root and the operator chooses so, util-linux' `unshare` gives namespaces, and the grader is another user: it can read
-what everybody on this machine can. In both ways there is no network, no environment, no
+Two ways, of which the operator chooses. *bubblewrap* gives a grader a file system of its own with Python in it and
+nothing else. *other_user*, for a worker that is root, has namespaces by util-linux' `unshare`, and the grader is
+another user: it can read what everybody on this machine can. In both ways there is no network, no environment, no
 other process to be seen, one process and thread, no file that can be written, and limits of memory and time; and a
-filter of system calls shuts what none needs.
+filter of system calls shuts what none needs, sockets of every kind among it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import sysconfig
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import orjson
 
@@ -27,22 +27,33 @@ from worker.graders.faults import GraderFault
 
 _log = logging.getLogger(__name__)
 _NOBODY = 65534
+_END_SECONDS = 5.0
 _MAX_ANSWER_BYTES = 1 << 17
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _WRITABLE_BY_ALL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - to be hidden from graders
 
-# Returns 1 where the sandbox keeps its promises; the address is one that nobody has.
+# Returns 1 where the sandbox keeps its promises. The address is one that nobody has; where there is no filter for the
+# machine's system calls, sockets of the file system are out of reach only if there is no such file system.
 _TRIAL = """
 import os, socket
 def grade(sample, item):
     try:
-        unconnected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        unconnected.connect(("192.0.2.1", 9))
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.1", 9))
+        return 0
     except OSError:
-        return os.getuid() != 0
-    return 0
+        pass
+    if item["shares_files"]:
+        try:
+            socket.socket(socket.AF_UNIX)
+            return 0
+        except OSError:
+            pass
+    if os.access(item["secret"], os.R_OK) or os.access(item["secret"], os.X_OK):
+        return 0
+    return os.getuid() != 0
 """
+Way = Literal["bubblewrap", "other_user"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Limits:
 class Sandbox:
     """`command` comes before the interpreter's own; `uid` is whom the child becomes, where it begins as root."""
 
-    way: str
+    way: Way
     command: tuple[str, ...]
     uid: int | None
     limits: Limits
@@ -85,12 +96,8 @@ class Sandbox:
             cwd="/",
             start_new_session=True,
         )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        assert child.stderr is not None
         overflow = asyncio.Event()
-        reading = asyncio.gather(*(_collect(stream, overflow) for stream in (child.stdout, child.stderr)))
-        talking = asyncio.gather(_send(child.stdin, request), reading)
+        talking = asyncio.create_task(_talk(child, request, overflow))
         too_much = asyncio.create_task(overflow.wait())
         try:
             waited_for = (talking, too_much)
@@ -98,11 +105,10 @@ class Sandbox:
             done, _ = await asyncio.wait(waited_for, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             too_much.cancel()
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            # The pipes are read to their ends: before that asyncio does not tell of the child's.
-            _, (output, errors) = await asyncio.shield(talking)
-            await child.wait()
+            has_ended = await _end(child, talking)
+        if not has_ended:
+            raise _broken("The sandbox for Python graders did not end.")
+        output, errors = talking.result()
         return _Ended(output, errors, is_late=not done)
 
 
@@ -113,17 +119,20 @@ class _Ended:
     is_late: bool
 
 
-async def find(way: Literal["bubblewrap", "other_user"], limits: Limits) -> Sandbox | None:
-    """The sandbox of that way, if it works on this machine: it is tried."""
+async def find(limits: Limits, *, way: Way, secret: Path) -> Sandbox | None:
+    """The sandbox of this way if it works on this machine, found by trying it; else the log says why there is none.
+    `secret` is the directory that no grader may see."""
     sandbox = bubblewrap(limits) if way == "bubblewrap" else other_user(limits)
     if sandbox is None:
+        needs = "bubblewrap to be installed" if way == "bubblewrap" else "a worker that is root, and util-linux"
+        _log.warning("Python graders are not run here: HONE_PYTHON_GRADER_SANDBOX=%s needs %s", way, needs)
         return None
     try:
-        if await sandbox.grade(_TRIAL, {}, {}) == 1:
+        if await sandbox.grade(_TRIAL, {}, {"secret": str(secret), "shares_files": way == "other_user"}) == 1:
             return sandbox
-        _log.warning("%s does not keep Python graders apart here", sandbox.way)
+        _log.warning("Python graders are not run here: %s does not keep them from the network or %s", way, secret)
     except (GraderFault, OSError) as error:
-        _log.warning("%s cannot run Python graders here: %s", sandbox.way, error)
+        _log.warning("Python graders are not run here: %s does not work: %s", way, error)
     return None
 
 
@@ -159,15 +168,15 @@ def other_user(limits: Limits) -> Sandbox | None:
     hide = "".join(
         f"[ ! -d {place} ] || {programs['mount']} -t tmpfs -o ro none {place} || exit 1; " for place in _WRITABLE_BY_ALL
     )
-    # The shell stays the namespace's first process, and root's: with it, everything in the namespace is ended, also
-    # what has left the group. A grader in its place would lose the signal of its parent's death as it becomes another.
+    # root's shell stays the namespace's first process: it dies with this one, which the grader, having changed its
+    # user, would not, and everything in the namespace dies with it, in whatever session or group it is.
     command = [
         *(str(programs["setpriv"]), "--pdeathsig", "KILL", "--no-new-privs"),
         *(str(programs["unshare"]), "--net", "--pid", "--ipc", "--uts", "--mount", "--mount-proc"),
         *("--fork", "--kill-child"),
         *(str(programs["sh"]), "-c", f'{hide}{programs["env"]} -i "$@"; exit $?', "sh"),
     ]
-    return Sandbox("another user", tuple(command), _NOBODY, limits)
+    return Sandbox("other_user", tuple(command), _NOBODY, limits)
 
 
 def _readable() -> list[str]:
@@ -184,6 +193,37 @@ def _site_packages() -> list[str]:
 def _python() -> str:
     """Not the virtual environment's link, which leads to a place that is not in the sandbox."""
     return os.path.realpath(sys.executable)
+
+
+async def _end(child: asyncio.subprocess.Process, talking: asyncio.Task[Any]) -> bool:
+    """Kills what is left of it. False where something outside of its reach holds its pipes: nobody waits for that."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    ended: set[asyncio.Task[Any]] = set()
+    try:  # the pipes are read to their ends: before that asyncio does not tell of the child's
+        ended, _ = await asyncio.wait((talking,), timeout=_END_SECONDS)
+    finally:
+        if not ended:
+            talking.cancel()
+            child._transport.close()  # pyright: ignore[reportAttributeAccessIssue]
+    with suppress(TimeoutError):
+        await asyncio.wait_for(child.wait(), _END_SECONDS)
+    return bool(ended)
+
+
+def _broken(sentence: str) -> GraderFault:
+    return GraderFault(sentence, "python_grader_server_error", server_error_type="sandbox_failed")
+
+
+async def _talk(child: asyncio.subprocess.Process, request: bytes, overflow: asyncio.Event) -> tuple[bytes, bytes]:
+    """What it writes to stdout and to stderr."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
+    _, output, errors = await asyncio.gather(
+        _send(child.stdin, request), _collect(child.stdout, overflow), _collect(child.stderr, overflow)
+    )
+    return output, errors
 
 
 async def _send(stream: asyncio.StreamWriter, content: bytes) -> None:
@@ -210,11 +250,7 @@ def _read_answer(ended: _Ended, limits: Limits) -> float:
         raise GraderFault(sentence, "python_grader_runtime_error", "unresponsive_reward_error")
     if ready != b"ready":
         _log.error("a sandbox did not start: %s", ended.errors[-2000:].decode("utf-8", "replace"))
-        raise GraderFault(
-            "The sandbox for Python graders did not start.",
-            "python_grader_server_error",
-            server_error_type="sandbox_failed",
-        )
+        raise _broken("The sandbox for Python graders did not start.")
     try:
         found = orjson.loads(answer)
         if "error" in found:
@@ -226,7 +262,7 @@ def _read_answer(ended: _Ended, limits: Limits) -> float:
 
 
 def _finite(reward: object) -> float:
-    """A grader may write its answer itself."""
-    if type(reward) not in (int, float) or not math.isfinite(cast("float", reward)):
-        raise ValueError(reward)
-    return float(cast("float", reward))
+    """Once more than in the child, where a grader may write the answer itself."""
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise TypeError("not a finite number")
+    return float(reward)

@@ -18,66 +18,20 @@ import traceback
 NAME = "<grader>"
 DETAIL_CHARACTERS = 2000
 
-# System calls that no grader needs, by machine: after AUDIT_ARCH, socket (a network's namespace shuts out neither
-# sockets of the file system nor those of virtual machines), memory outside of the limits (shmget, msgget,
+# System calls that no grader needs, by machine: after AUDIT_ARCH, memory outside of the limits (shmget, msgget,
 # semget, mq_open, memfd_create, memfd_secret), other name spaces (unshare, setns, mount, umount2, pivot_root, chroot),
-# and doors into the kernel (ptrace, process_vm_readv, process_vm_writev, keyctl, add_key, request_key, bpf,
-# userfaultfd, perf_event_open, open_by_handle_at, kexec_load, init_module, finit_module, io_uring's three).
+# doors into the kernel (ptrace, process_vm_readv, process_vm_writev, keyctl, add_key, request_key, bpf, userfaultfd,
+# perf_event_open, open_by_handle_at, kexec_load, init_module, finit_module, io_uring's three), and sockets of any kind
+# (socket; the pairs of socketpair lead nowhere).
 IO_URING = (425, 426, 427)
 DENIED = {
     "x86_64": (
-        *(
-            0xC000003E,
-            41,
-            29,
-            68,
-            64,
-            240,
-            319,
-            447,
-            272,
-            308,
-            165,
-            166,
-            155,
-            161,
-            101,
-            310,
-            311,
-            250,
-            248,
-            249,
-            321,
-            323,
-        ),
-        *(298, 304, 246, 175, 313, *IO_URING),
+        *(0xC000003E, 29, 68, 64, 240, 319, 447, 272, 308, 165, 166, 155, 161, 101, 310, 311, 250, 248, 249, 321, 323),
+        *(41, 298, 304, 246, 175, 313, *IO_URING),
     ),
     "aarch64": (
-        *(
-            0xC00000B7,
-            198,
-            194,
-            186,
-            190,
-            180,
-            279,
-            447,
-            97,
-            268,
-            40,
-            39,
-            41,
-            51,
-            117,
-            270,
-            271,
-            219,
-            217,
-            218,
-            280,
-            282,
-        ),
-        *(241, 265, 104, 105, 273, *IO_URING),
+        *(0xC00000B7, 194, 186, 190, 180, 279, 447, 97, 268, 40, 39, 41, 51, 117, 270, 271, 219, 217, 218, 280, 282),
+        *(198, 241, 265, 104, 105, 273, *IO_URING),
     ),
 }
 
@@ -147,6 +101,8 @@ def grade(request: dict) -> dict:
     try:
         module = {"__name__": "grader", "__builtins__": __builtins__}
         exec(compile(source, NAME, "exec"), module)  # noqa: S102 - what all of this is for
+        if "grade" not in module:
+            return {"error": "The source must define a function grade(sample, item)."}
         reward = module["grade"](request["sample"], request["item"])
         if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
             return {"error": f"grade returned {ascii(reward)[:100]}, which is not a finite number"}

@@ -12,6 +12,7 @@ import orjson
 from worker.graders.faults import GraderFault
 
 MAX_CHARACTERS = 1 << 20
+MAX_PLACEHOLDERS = 1000
 _PLACEHOLDER = re.compile(r"\{\{([^{}]{0,512})\}\}")
 _STEP = re.compile(r"""\.([^\W\d][\w-]*|\d{1,9})|\[(\d{1,9})\]|\["([^"\]]*)"\]|\['([^'\]]*)'\]""")
 _ROOT = re.compile(r"(item|sample\.output_text|sample\.output_json)(?=[.\[]|$)")
@@ -37,8 +38,8 @@ class Context:
 
 
 def check(template: str) -> None:
-    """Raises GraderFault when a placeholder can never be filled."""
-    for match in _PLACEHOLDER.finditer(template):
+    """Raises GraderFault when a placeholder can never be filled, or there are too many."""
+    for match in _placeholders(template):
         _parse(match.group(1).strip())
 
 
@@ -56,12 +57,20 @@ def fill(template: str, context: Context) -> str:
 
 def _parts(template: str, context: Context) -> Iterator[str]:
     end = 0
-    for match in _PLACEHOLDER.finditer(template):
+    for match in _placeholders(template):
         yield template[end : match.start()]
         value = _look_up(match.group(1).strip(), context)
         yield value if isinstance(value, str) else _as_json(value)
         end = match.end()
     yield template[end:]
+
+
+def _placeholders(template: str) -> Iterator[re.Match[str]]:
+    for number, match in enumerate(_PLACEHOLDER.finditer(template), start=1):
+        if number > MAX_PLACEHOLDERS:
+            sentence = f"A text of the grader has more than {MAX_PLACEHOLDERS} variables."
+            raise GraderFault(sentence, "other_error")
+        yield match
 
 
 def _look_up(path: str, context: Context) -> Any:

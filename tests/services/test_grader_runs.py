@@ -1,6 +1,7 @@
 """Python graders that wait for workers: who takes one, and what becomes of those that nobody answers."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -10,11 +11,12 @@ from app.auth import Principal
 from app.db.models import GraderRun
 from app.db.queries import scoped
 from app.resources import Resources
-from app.services import grader_runs
+from app.services import grader_runs, graders, workers
 from app.services.grader_runs import Claim
 from tests import factories
 from tests.servers import required
 from worker import grader_runner
+from worker.contract.graders import Multi, Python
 from worker.graders import sandbox
 from worker.graders.sandbox import Limits, Sandbox
 
@@ -46,6 +48,11 @@ async def change(resources: Resources, principal: Principal, **columns: Any) -> 
 async def answer(resources: Resources, principal: Principal, run_id: str) -> dict[str, Any] | None:
     async with resources.read() as session:
         return await grader_runs.result(session, principal, run_id=run_id)
+
+
+async def runs(resources: Resources, principal: Principal) -> list[GraderRun]:
+    async with resources.read() as session:
+        return list(await session.scalars(scoped(GraderRun, principal)))
 
 
 async def let_leases_run_out(resources: Resources, principal: Principal) -> None:
@@ -106,6 +113,28 @@ async def test_a_project_has_only_so_many(resources: Resources, principal: Princ
         await add(resources, principal)
     with pytest.raises(grader_runs.TooManyRuns):
         await add(resources, principal)
+    held = await claim(resources)
+    assert held is not None
+    async with resources.write() as session:
+        await grader_runs.answer(session, held, result={"reward": 1.0})
+    await add(resources, principal)  # what has its answer is only fetched
+
+
+async def test_a_request_that_ends_early_leaves_no_run(resources: Resources, principal: Principal) -> None:
+    """As the parts of a multi grader do when one of them has failed: both are cancelled."""
+    able = replace(resources, settings=resources.settings.model_copy(update={"python_graders": True}))
+    async with resources.write() as session:
+        await workers.report(session, factories.description("w", kinds=[workers.PYTHON_GRADERS]))
+    parts = [Python(type="python", name=name, source=REQUEST["source"]) for name in ("a", "b")]
+    multi = Multi(type="multi", name="m", graders=list(parts), calculate_output="a + b")
+    running = asyncio.create_task(graders.run(able, principal, grader=multi, sample="", item={}))
+    while len(await runs(resources, principal)) < 2:
+        assert not running.done()
+        await asyncio.sleep(0.02)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await runs(resources, principal) == []
 
 
 async def test_what_nobody_waits_for_is_neither_run_nor_kept(resources: Resources, principal: Principal) -> None:

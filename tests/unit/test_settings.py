@@ -1,4 +1,4 @@
-"""Settings that are more than a value: the ways to name a database."""
+"""Settings that are more than a value: the ways to name a database, and whose the data directory is."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.observability import redact
+from app.resources import open_resources
 from app.settings import Settings
 
 
@@ -73,3 +74,10 @@ def test_networks_are_named_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HONE_OUTGOING_ALLOWED_NETWORKS", "10.1.2.3/16")
     with pytest.raises(ValidationError, match="outgoing_allowed_networks"):
         Settings()
+
+
+async def test_the_data_directory_is_nobody_elses(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o755)
+    async with open_resources(Settings(data_directory=directory)):
+        assert directory.stat().st_mode & 0o777 == 0o700

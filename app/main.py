@@ -1,6 +1,7 @@
 """The HTTP application. Nothing happens at import; whoever calls `create_app` opens and closes the resources."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,6 +26,8 @@ from app.api import (
 from app.api.limits import Limiter
 from app.api.middleware import RequestContext
 from app.resources import Resources
+from app.schemas import examples
+from app.schemas.common import Wire
 
 _ABOUT = "A self-hosted fine-tuning service that speaks OpenAI's API."
 
@@ -72,4 +75,15 @@ def _routes() -> FastAPI:
         system,
     ):
         app.include_router(resource.router)
+    app.openapi = partial(_described, app)
     return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with what is null in examples, which it leaves out there as well."""
+    document = FastAPI.openapi(app)
+    shown = examples.of_kinds(Wire)
+    for name, schema in document["components"]["schemas"].items():
+        if name in shown:
+            schema["examples"] = shown[name]
+    return document

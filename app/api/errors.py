@@ -132,8 +132,12 @@ def _explain(fault: Mapping[str, Any]) -> InvalidRequest:
         got = "null" if value is None else _KINDS.get(type(value), "another type")
         sentence = f"Invalid type for '{param}': expected {_EXPECTED[kind]}, but got {got} instead."
         return InvalidRequest(sentence, code="invalid_type", param=param)
-    reason = fault["msg"].removeprefix("Input should be ")
-    reason = reason if reason.startswith(("expected", "String")) else f"expected {reason}"
+    if kind in ("too_long", "too_short"):  # pydantic's own sentence speaks of validation, and of items in a text
+        limit = f"most {fault['ctx']['max_length']}" if kind == "too_long" else f"least {fault['ctx']['min_length']}"
+        reason = f"expected at {limit} {'characters' if isinstance(value, str) else 'items'}"
+    else:
+        reason = fault["msg"].removeprefix("Input should be ")
+        reason = reason if reason.startswith(("expected", "String")) else f"expected {reason}"
     return InvalidRequest(f"Invalid value for '{param}': {reason}.", code="invalid_value", param=param)
 
 

@@ -130,16 +130,16 @@ async def resume_fine_tuning_job(
 
 
 def _metadata_filter(request: Request) -> dict[str, str] | Literal["null"] | None:
-    """`metadata[key]=value`, any number of times, or `metadata=null`."""
+    """`metadata[key]=value`, any number of times, or `metadata=null`, which the Node client sends as `metadata=`."""
     plain = request.query_params.get("metadata")
     pairs = {
         name[len("metadata[") : -1]: value
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    if plain not in (None, "null") or (plain and pairs) or "" in pairs or len(pairs) > 16:
+    if plain not in (None, "null", "") or (plain is not None and pairs) or "" in pairs or len(pairs) > 16:
         raise InvalidRequest("Expected up to 16 of metadata[key]=value, or metadata=null.", param="metadata")
-    return "null" if plain else pairs
+    return pairs if plain is None else "null"
 
 
 def _read(job: Job, settings: Settings) -> JobRead:

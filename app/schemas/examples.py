@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 Example = dict[str, Any]
 
@@ -58,6 +58,17 @@ _WEBHOOK_ENDPOINT: Example = {
 def shown(*examples: Example) -> ConfigDict:
     """The configuration of a model whose schema shows these."""
     return ConfigDict(json_schema_extra={"examples": list(examples)})
+
+
+def of_kinds(root: type[BaseModel]) -> dict[str, list[Example]]:
+    """What each model below `root` shows, by its name."""
+    found: dict[str, list[Example]] = {}
+    for kind in root.__subclasses__():
+        extra: Any = kind.model_config.get("json_schema_extra")
+        if extra is not None and "examples" in extra:
+            found[kind.__name__] = extra["examples"]
+        found |= of_kinds(kind)
+    return found
 
 
 ERROR = shown(
@@ -127,7 +138,7 @@ JOB = shown(
         "status": "succeeded",
         "training_file": "file-3KjQ0Y8mWlN5xVb2",
         "validation_file": None,
-        "result_files": ["file-Jr5mB1yT7cWd0aHs"],
+        "result_files": ["file-Jr5mB1yT7cWd0aHs", "file-Lq8vN4xK2bGf6eTz"],
         "trained_tokens": 412893,
         "seed": 42,
         "error": None,
@@ -169,7 +180,15 @@ CHECKPOINT = shown(
         "fine_tuned_model_checkpoint": "ft:hone-tiny:default:support:Hc7pV2md:ckpt-step-50",
         "fine_tuning_job_id": "ftjob-h2Vb8LwQ0nXs5RtK",
         "step_number": 50,
-        "metrics": {"step": 50.0, "train_loss": 0.7421, "full_valid_loss": 0.8012},
+        "metrics": {
+            "step": 50.0,
+            "train_loss": 0.7421,
+            "train_mean_token_accuracy": 0.804,
+            "valid_loss": None,
+            "valid_mean_token_accuracy": None,
+            "full_valid_loss": 0.8012,
+            "full_valid_mean_token_accuracy": 0.791,
+        },
     }
 )
 MODEL = shown(

@@ -42,7 +42,7 @@ def check_name(filename: str, *, purpose: str, param: str = "file") -> str:
     # Clients that send bytes without a name send the name "upload", so a name without any extension passes.
     extension = Path(label).suffix.lower()
     if purpose == "fine-tune" and extension not in ("", ".jsonl"):
-        sentence = f"Files for fine-tuning must be JSONL and named so: expected '.jsonl', but got '{extension}'."
+        sentence = f"Expected file to have JSONL format, and a name that ends in '.jsonl', but got '{extension}'."
         raise InvalidRequest(sentence, param=param)
     return label
 

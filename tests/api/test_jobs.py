@@ -205,7 +205,8 @@ async def test_jobs_are_found_by_metadata(tenant: Tenant) -> None:
     assert [job.id async for job in jobs.list(metadata={"team": "a", "it's": "x.y"})] == [both.id]
     assert [job.id async for job in jobs.list(metadata={"team": ""})] == [empty.id]
     assert [job.id async for job in jobs.list(metadata={"team": "b"})] == []
-    assert [job.id async for job in jobs.list(extra_query={"metadata": "null"})] == [without.id]
+    for null in ("null", ""):  # the latter is the Node client's way to write it
+        assert [job.id async for job in jobs.list(extra_query={"metadata": null})] == [without.id]
     with pytest.raises(BadRequestError) as refused:
         await jobs.list(metadata={'"': "x"})
     assert refused.value.param == "metadata"

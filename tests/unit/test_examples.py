@@ -6,32 +6,42 @@ import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
 from app import main, schemas
+from app.schemas import examples
 from app.schemas.common import Wire
 
 
-def _of(kind: type[Wire]) -> Iterator[type[Wire]]:
-    for inner in kind.__subclasses__():
-        yield inner
-        yield from _of(inner)
+def _kinds(root: type[Wire]) -> Iterator[type[Wire]]:
+    for kind in root.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
 
 
 def _shown() -> list[tuple[type[Wire], dict[str, Any]]]:
     for module in pkgutil.iter_modules(schemas.__path__):
         importlib.import_module(f"app.schemas.{module.name}")
-    found = []
-    for kind in _of(Wire):
-        extra: Any = kind.model_config.get("json_schema_extra") or {}
-        found += [(kind, example) for example in extra.get("examples", [])]
-    return found
+    of = examples.of_kinds(Wire)
+    return [(kind, example) for kind in _kinds(Wire) for example in of.get(kind.__name__, [])]
 
 
 @pytest.mark.parametrize(("kind", "example"), [pytest.param(*one, id=one[0].__name__) for one in _shown()])
 def test_an_example_is_whole_and_valid(kind: type[Wire], example: dict[str, Any]) -> None:
     parsed = kind.model_validate_json(json.dumps(example))
     assert parsed.model_dump(mode="json", exclude_unset=True) == example
+
+
+def test_the_documents_examples_are_valid_by_its_own_schemas() -> None:
+    document = main.describe()
+    told = {
+        name: schema["examples"] for name, schema in document["components"]["schemas"].items() if "examples" in schema
+    }
+    assert "JobRead" in told
+    for name, shown in told.items():
+        for example in shown:
+            jsonschema_rs.validate({**document, "$ref": f"#/components/schemas/{name}"}, example)
 
 
 def test_every_body_and_the_main_objects_show_an_example() -> None:

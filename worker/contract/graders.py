@@ -1,10 +1,11 @@
 """Graders as clients send them: what gives a model's sample a reward. OpenAI's shapes, and `pass_threshold`."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
+
+from worker.contract.text import Text
 
 MAX_SOURCE_BYTES = 256 * 1024
 MAX_FORMULA_CHARACTERS = 2048
@@ -26,20 +27,12 @@ Metric = Literal[
 ]
 
 
-def _storable(text: str) -> str:
-    """PostgreSQL takes no NUL, and half of a surrogate pair has no UTF-8 form."""
-    if "\0" in text or re.search("[\ud800-\udfff]", text):
-        raise PydanticCustomError("text", "expected valid Unicode text without NUL characters")
-    return text
-
-
 def _short_source(source: str) -> str:
     if len(source.encode()) > MAX_SOURCE_BYTES:
         raise PydanticCustomError("long_source", "expected at most 256 KB of source")
     return source
 
 
-Text = Annotated[str, AfterValidator(_storable)]
 Name = Annotated[Text, Field(min_length=1, max_length=128)]
 
 

@@ -66,8 +66,10 @@ async def run(resources: Resources, *, owner: str, keeper: Keeper, bases: Bases,
                         ttl_seconds=ttl,
                         excluded_bases=bases.excluded(weights=False),
                     )
-            except (Unavailable, SQLAlchemyError, OSError):
-                _log.warning("the database does not answer; files are checked when it does", exc_info=True)
+            except Unavailable:
+                _log.warning("the database does not answer; files are checked when it does")
+            except (SQLAlchemyError, OSError):
+                _log.exception("jobs could not be claimed for validation")
             if claimed is None:
                 await waiter.wait(_LOOK_SECONDS)
                 continue

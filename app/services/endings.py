@@ -3,6 +3,7 @@
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db import after_commit
 from app.db.models import TERMINAL, Job, StepMetric
 from app.db.queries import of_job
 from app.services import objects, retention
@@ -15,7 +16,19 @@ async def after(session: AsyncSession, job: Job) -> None:
     if job.current_step > 0 and job.trained_tokens is None:
         job.trained_tokens = await _trained_tokens(session, job)
     await retention.drop_states(session, job)
+    _drop_encoded_data(session, job)
     await objects.let_go_after(session, job)
+
+
+def _drop_encoded_data(session: AsyncSession, job: Job) -> None:
+    """Nobody else reads it, and it may be as large as the files; their hashes and counts stay."""
+    kept = {}
+    for part, facts in (job.dataset or {}).items():
+        if tokens := facts.get("tokens"):
+            after_commit.delete_object(session, tokens["key"])
+        kept[part] = {name: fact for name, fact in facts.items() if name != "tokens"}
+    if kept:
+        job.dataset = kept
 
 
 async def _trained_tokens(session: AsyncSession, job: Job) -> int:

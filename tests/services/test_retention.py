@@ -124,6 +124,23 @@ async def test_an_ended_job_has_no_states(resources: Resources) -> None:
     assert await kept(resources, job.id) == {8: False, 10: False}
 
 
+async def test_an_ended_job_keeps_what_is_known_of_its_data_but_not_the_encoded_rows(resources: Resources) -> None:
+    keys = {part: f"jobs/ftjob-encoded/1/{part}.tokens" for part in ("training", "validation")}
+    for key in keys.values():
+        await factories.stored(resources, key, b"x")
+    facts = {part: {"examples": 12, "tokens": {"key": key, "sha256": "0"}} for part, key in keys.items()}
+    job, _ = await make_job(resources, (), id="ftjob-encoded", dataset=facts)
+    async with resources.write() as session:
+        await endings.after(session, await session.get_one(Job, job.id))
+    assert set(keys.values()) <= await factories.objects(resources)
+    async with resources.write() as session:
+        await jobs.cancel(session, Principal("key", job.project_id, job.organization_id), job_id=job.id)
+    async with resources.read() as session:
+        ended = await session.get_one(Job, job.id)
+    assert ended.dataset == {"training": {"examples": 12}, "validation": {"examples": 12}}
+    assert not set(keys.values()) & await factories.objects(resources)
+
+
 async def test_an_ended_job_tells_of_the_tokens_it_was_trained_on(resources: Resources) -> None:
     job, _ = await make_job(resources, (), current_step=2)
     async with resources.write() as session:

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 import pytest
 
 RECOVERY = "recovery_seconds"
-_FAULT = re.compile(r"::test_f(\d+)_")
+_FAULT = re.compile(r"\btest_f(\d+)_")
+
+
+def is_fault(test: str) -> bool:
+    """Whether a test's name begins with a fault's number."""
+    return _FAULT.search(test) is not None
 
 
 @dataclass

@@ -30,6 +30,8 @@ async def run(resources: Resources, presence: Presence) -> None:
                 patient_until = time.monotonic() + ttl
             answered_at = time.monotonic()
             if answered_at >= patient_until:
+                if ended := await resources.database.end_silent_transactions():
+                    _log.warning("%d transactions were ended: their processes said nothing any more", ended)
                 await expire_silent(resources)
             if answered_at - tidied_at > _TIDY_SECONDS:
                 tidied_at = answered_at

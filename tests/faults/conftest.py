@@ -1,6 +1,6 @@
 """A test that takes `instant` runs at as many of them as `--faults` asks for, the same ones each time.
 
-Of a fault whose test finds its instant by itself, a quarter as many are struck: what differs is only the machine.
+Of a fault whose test finds its instant by itself, a tenth as many are struck: what differs is only the machine.
 """
 
 import random
@@ -33,9 +33,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "instant" in metafunc.fixturenames:
         chosen = random.Random(metafunc.function.__name__)
         metafunc.parametrize("instant", [round(chosen.random(), 3) for _ in range(times)])
-    elif times >= 4 and is_fault(metafunc.function.__name__):
+    elif times >= 10 and is_fault(metafunc.function.__name__):
         metafunc.fixturenames.append("strike")
-        metafunc.parametrize("strike", range(times // 4))
+        metafunc.parametrize("strike", range(times // 10))
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Qwen 2.5 0.5B's geometry, 151k vocabulary and all, under a memory cap: `python -m benchmarks.small_and_real`.
 
-Random weights in bfloat16, held so and computed in what suits the CPU, 20 steps of 4 short examples, LoRA rank 8, by the real trainer on two threads
-under RLIMIT_DATA (the heap and private mappings; the weights' file may stay in the page cache).
+Random weights in bfloat16, held so and computed in what suits the CPU, 20 steps of 4 short examples, LoRA rank 8, by
+the real trainer on two threads under RLIMIT_DATA (the heap and private mappings; the weights' file may stay in the
+page cache).
 The last line is a JSON object with the peak of resident memory, imports and all.
 """
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import presets, runs
 from worker.contract.spec import LoraSettings
-from worker.engine import adapters
+from worker.engine import adapters, execution
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LORA = LoraSettings(rank=16, alpha=32)
@@ -63,7 +63,7 @@ class Turn:
 
 def prepare(directory: Path, contest: Contest, data: Sequence[Any]) -> None:
     """Write all files of the contest but `steps.json`. `data` are examples, or pairs for DPO."""
-    base = presets.build_preset(contest.preset, directory / "base")
+    base = presets.build_preset(contest.preset, directory / "base", dtype=getattr(torch, contest.dtype))
     adapter = adapters.attach(AutoModelForCausalLM.from_pretrained(base), LORA, seed=0)
     adapters.save(adapter, directory / "initial", base_id="benchmark")
     (directory / "data.json").write_text(json.dumps(data))
@@ -122,8 +122,11 @@ def steps_of(directory: Path) -> list[list[int]]:
     return json.loads((directory / "steps.json").read_text())
 
 
-def bfloat16_hardware() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def our_form(contest: Contest) -> execution.Form:
+    """What our workers hold a base of the contest's dtype in and compute in, on this machine; the others emulate."""
+    if contest.dtype == "bfloat16" and not execution.cpu_computes_in_bfloat16():
+        return execution.Form("cpu", "float32", "bfloat16")
+    return execution.Form("cpu", contest.dtype, None)
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import presets, runs
 from worker.contract.events import Started
 from worker.contract.spec import Execution, LoraSettings, TrainSpec
@@ -29,12 +31,20 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"lora": DORA},
         # Few tokens and one step, here and below: it is slow where bfloat16 is emulated.
         {"dtype": "bfloat16", "token_budget": 512, "max_sequence_tokens": 256, "batch_size": 4, "steps": 1},
+        {"weights_dtype": "bfloat16"},
+        {"weights_dtype": "bfloat16", "lora": DORA},
     ],
     "v32k": [{}],
-    "v151k": [{}, {"quantization": "nf4"}, {"quantization": "nf4", "lora": DORA}],
+    "v151k": [
+        {},
+        {"weights_dtype": "bfloat16"},
+        {"quantization": "nf4"},
+        {"quantization": "nf4", "lora": DORA},
+        {"quantization": "nf4", "weights_dtype": "bfloat16"},
+    ],
     "qwen05b": [
-        {"dtype": dtype, "token_budget": 512, "max_sequence_tokens": 128, "steps": 1}
-        for dtype in ("float32", "bfloat16")
+        {**numbers, "token_budget": 512, "max_sequence_tokens": 128, "steps": 1}
+        for numbers in ({"dtype": "float32"}, {"weights_dtype": "bfloat16"}, {"dtype": "bfloat16"})
     ],
 }
 
@@ -46,9 +56,14 @@ def main() -> None:
     rows = []
     for name in names:
         with tempfile.TemporaryDirectory() as scratch:
-            base = presets.build_preset(name, Path(scratch) / "base")
+            bases: dict[str, Path] = {}
             for number, case in enumerate(CASES[name]):
-                predicted, measured = compare(name, base, Path(scratch) / str(number), dict(case))
+                # Files of the type that the base is held in, as such runs have.
+                held_in = case.get("weights_dtype") or case.get("dtype", "float32")
+                if held_in not in bases:
+                    dtype = getattr(torch, held_in)
+                    bases[held_in] = presets.build_preset(name, Path(scratch) / held_in, dtype=dtype)
+                predicted, measured = compare(name, bases[held_in], Path(scratch) / str(number), dict(case))
                 rows.append((name, title(case), predicted.total / measured))
                 print(f"{name} {title(case)}: predicted {mib(predicted.total)}, measured {mib(measured)}", flush=True)
                 print("   ", ", ".join(f"{part} {mib(size)}" for part, size in parts(predicted).items()))

@@ -1,7 +1,8 @@
 """Qwen 2.5 0.5B's geometry, 151k vocabulary and all, under a memory cap: `python -m benchmarks.small_and_real`.
 
-Random weights in bfloat16, 20 steps of 4 short examples, LoRA rank 8, by the real trainer on two threads
-under RLIMIT_DATA (the heap and private mappings; the weights' file may stay in the page cache).
+Random weights in bfloat16, held so and computed in what suits the CPU, 20 steps of 4 short examples, LoRA rank 8, by
+the real trainer on two threads under RLIMIT_DATA (the heap and private mappings; the weights' file may stay in the
+page cache).
 The last line is a JSON object with the peak of resident memory, imports and all.
 """
 
@@ -17,6 +18,7 @@ from benchmarks import presets, runs
 from worker.contract.events import Finished, Started, Step
 from worker.contract.spec import Execution, LoraSettings
 from worker.data.estimate import estimate, read_geometry
+from worker.engine.execution import cpu_computes_in_bfloat16
 
 CAP_BYTES = 4 << 30
 STEPS, EXAMPLES_A_STEP, LONGEST = 20, 4, 128
@@ -24,12 +26,19 @@ STEPS, EXAMPLES_A_STEP, LONGEST = 20, 4, 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what it computes in")
+    usual = "bfloat16" if cpu_computes_in_bfloat16() else "float32"
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=usual, help="what it computes in")
     parser.add_argument("--quantization", choices=("nf4",), default=None)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         base = presets.build_preset("qwen05b", Path(scratch) / "base", dtype=torch.bfloat16)
-        execution = Execution(device="cpu", dtype=arguments.dtype, token_budget=512, num_threads=2)
+        execution = Execution(
+            device="cpu",
+            dtype=arguments.dtype,
+            weights_dtype="bfloat16" if arguments.dtype == "float32" else None,
+            token_budget=512,
+            num_threads=2,
+        )
         spec = runs.spec(
             "qwen05b",
             quantization=arguments.quantization,

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import contest
 from benchmarks.contest import Contest, System, Turn
+from worker.engine.execution import cpu_computes_in_bfloat16
 
 # Nats. In float32 what is left is rounding, after a few steps of updates; bfloat16 has three digits.
 TOLERANCES = {
@@ -28,9 +29,15 @@ def hold(given: Contest, data: Sequence[Any], tokens: Sequence[int]) -> dict[str
     """
     print(
         f"preset {given.preset}, {given.method}, {given.dtype}, {given.threads} CPU thread(s), "
-        f"bfloat16 hardware: {contest.bfloat16_hardware()}; TRL {version('trl')}: {peer_settings(given)}",
+        f"bfloat16 hardware: {cpu_computes_in_bfloat16()}; TRL {version('trl')}: {peer_settings(given)}",
         flush=True,
     )
+    if ours_widens(given):
+        print(
+            "this CPU emulates bfloat16, many times slower than float32: TRL and the loop compute in it all the same, "
+            "ours holds the base in bfloat16 and computes in float32",
+            flush=True,
+        )
     tolerance = TOLERANCES[given.method, given.dtype]
     rounds: list[dict[System, Turn]] = []
     counts: list[int] = []
@@ -47,6 +54,10 @@ def hold(given: Contest, data: Sequence[Any], tokens: Sequence[int]) -> dict[str
                 print(_line(number, turns, counts[-1]), flush=True)
             idle: dict[System, int] = {system: one.idle_bytes for system, one in systems.items()}
     return _figures(given, rounds, counts, idle, tolerance)
+
+
+def ours_widens(given: Contest) -> bool:
+    return contest.our_form(given).weights_dtype is not None
 
 
 def peer_settings(given: Contest) -> str:
@@ -91,7 +102,8 @@ def _figures(
     return {
         "device": "cpu",
         **asdict(given),
-        "bfloat16_hardware": contest.bfloat16_hardware(),
+        "bfloat16_hardware": cpu_computes_in_bfloat16(),
+        "ours": "bfloat16 held, float32 computed" if ours_widens(given) else given.dtype,
         "peer": f"trl {version('trl')}",
         "peer_settings": peer_settings(given),
         "torch": version("torch"),

@@ -133,8 +133,8 @@ def _same_base(one: TrainSpec, other: TrainSpec) -> bool:
     if (one.base, one.quantization) != (other.base, other.quantization):
         return False
     # A spec without an execution takes what its machine chooses, which is the same for every such spec.
-    dtypes = {spec.execution.dtype for spec in (one, other) if spec.execution is not None}
-    return len(dtypes) < 2
+    stated = [spec.execution for spec in (one, other) if spec.execution is not None]
+    return len({(execution.dtype, execution.weights_dtype) for execution in stated}) < 2
 
 
 def _environment(threads: int, device: str | None) -> dict[str, str]:

@@ -26,7 +26,7 @@ from worker.contract.spec import Execution
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from worker.engine.execution import Device, Dtype
+    from worker.engine.execution import Form
     from worker.engine.run import StopRequest
 
 log = logging.getLogger("worker.trainer")
@@ -106,7 +106,7 @@ class Trainer:
         self._inbox = inbox
         self._emit = emit
         self._base: PreTrainedModel | None = None
-        self._base_key: tuple[str, ...] = ()
+        self._base_key: tuple[object, ...] = ()
 
     def serve(self) -> None:
         """Import torch, say so, then work through the commands until the process is killed."""
@@ -150,16 +150,15 @@ class Trainer:
         step, stated = _position(start)
         threads = execution.num_threads(stated)
         geometry = base_model.read_geometry(Path(start.base_directory))
-        device, dtype = execution.device_and_dtype(stated, geometry)
-        execution.apply(dtype, threads)
-        key = (start.spec.base.id, start.spec.base.revision, device, dtype, start.spec.quantization or "")
+        form = execution.form_of_base(stated, geometry, Path(start.base_directory))
+        execution.apply(form.dtype, threads)
+        key = (start.spec.base.id, start.spec.base.revision, form, start.spec.quantization or "")
         if self._base_key != key:
             self._forget_base()
         chosen = stated or execution.choose(
             start.spec,
             geometry,
-            device=device,
-            dtype=dtype,
+            form=form,
             threads=threads,
             base_is_loaded=self._base is not None,
         )
@@ -173,21 +172,20 @@ class Trainer:
                 raise Interrupted
 
         try:
-            model = self._load_base(start, device, dtype, tick)
+            model = self._load_base(start, form, tick)
         except Interrupted:
             return Stopped(run=start.run, step=step)
         self._base_key = key
         return carry_out(start, model, chosen, emit=self._emit, stop_request=stop_request)
 
-    def _load_base(self, start: Start, device: "Device", dtype: "Dtype", tick: Callable[[], None]) -> "PreTrainedModel":
+    def _load_base(self, start: Start, form: "Form", tick: Callable[[], None]) -> "PreTrainedModel":
         from worker.engine import base_model
 
         if self._base is None:
             log.info("loading the base model")
             self._base = base_model.load(
                 Path(start.base_directory),
-                device=device,
-                dtype=dtype,
+                **form._asdict(),
                 quantization=start.spec.quantization,
                 tick=tick,
             )

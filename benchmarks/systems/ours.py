@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks import runs
-from benchmarks.contest import LORA, Contest, steps_of
+from benchmarks.contest import LORA, Contest, our_form, steps_of
 from worker.contract.spec import DpoSettings, Execution
 from worker.data import pair_file
 from worker.engine import adapters, base_model, execution
@@ -33,11 +33,12 @@ class GivenPlan(Plan):
 
 
 def take_part(contest: Contest, directory: Path, turns: "Turns") -> None:
-    execution.apply(contest.dtype, contest.threads)
+    form = our_form(contest)
+    execution.apply(form.dtype, contest.threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     base = directory / "base"
-    model = base_model.load(base, device="cpu", dtype=contest.dtype, tick=lambda: None)
+    model = base_model.load(base, **form._asdict(), tick=lambda: None)
     steps = tuple(tuple(rows) for rows in steps_of(directory))
     spec = runs.spec(
         contest.preset,
@@ -55,7 +56,7 @@ def take_part(contest: Contest, directory: Path, turns: "Turns") -> None:
     training = load_data(start.training_data, model, start, param="training_file")
     adapter = adapters.attach(model, LORA, seed=0)
     adapters.restore(adapter, directory / "initial")
-    chosen = Execution(device="cpu", dtype=contest.dtype, token_budget=TOKEN_BUDGET, num_threads=contest.threads)
+    chosen = Execution(**form._asdict(), token_budget=TOKEN_BUDGET, num_threads=contest.threads)
     run = Run(start, model, adapter, chosen, training, None, lambda _event: None, lambda: None)
     run._plan = GivenPlan(len(training), 1, contest.batch_size, spec.seed, steps)
     run.prepare()

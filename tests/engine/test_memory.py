@@ -5,10 +5,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from tests.engine import examples
@@ -41,7 +42,8 @@ def choose(monkeypatch: pytest.MonkeyPatch, free: int, **changes: Any) -> Execut
     loaded = changes.pop("base_is_loaded", False)
     monkeypatch.setattr(execution, "_free_memory_bytes", lambda _device: free)
     spec = examples.spec(**{"max_sequence_tokens": 8192, "batch_size": 16, "lora": LoraSettings(rank=16), **changes})
-    return execution.choose(spec, LLAMA, device="cuda", dtype="bfloat16", threads=1, base_is_loaded=loaded)
+    form = execution.Form("cuda", "bfloat16", None)
+    return execution.choose(spec, LLAMA, form=form, threads=1, base_is_loaded=loaded)
 
 
 def test_activations_are_kept_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,12 +76,37 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("hardware", [True, False])
-def test_only_large_bases_are_narrow_on_a_cpu_that_computes_so(monkeypatch: pytest.MonkeyPatch, hardware: bool) -> None:
+@pytest.mark.parametrize("files", [torch.float32, torch.bfloat16, torch.float16])
+def test_only_large_bases_are_computed_in_16_bits_on_a_cpu_that_can(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hardware: bool, files: torch.dtype
+) -> None:
+    """Elsewhere files of 16 bits are held as they are, and computed in float32."""
     monkeypatch.setattr(execution, "available_device", lambda: "cpu")
-    monkeypatch.setattr(execution, "_cpu_computes_in_bfloat16", lambda: hardware)
+    monkeypatch.setattr(execution, "cpu_computes_in_bfloat16", lambda: hardware)
+    save_file({"a": torch.ones(2, 2, dtype=files), "positions": torch.arange(2)}, tmp_path / "model.safetensors")
     small = geometry({**LLAMA_8B, "num_hidden_layers": 1, "vocab_size": 512})
-    assert execution.device_and_dtype(None, LLAMA) == ("cpu", "bfloat16" if hardware else "float32")
-    assert execution.device_and_dtype(None, small) == ("cpu", "float32")
+    held = None if files == torch.float32 else str(files).removeprefix("torch.")
+    in_float32 = execution.Form("cpu", "float32", cast("Any", held))
+    large = execution.Form("cpu", "bfloat16", None) if hardware else in_float32
+    assert execution.form_of_base(None, LLAMA, tmp_path) == large
+    assert execution.form_of_base(None, small, tmp_path) == in_float32
+
+
+def test_a_stated_form_is_kept_and_files_of_several_types_or_none_are_held_in_float32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(execution, "available_device", lambda: "cpu")
+    monkeypatch.setattr(execution, "cpu_computes_in_bfloat16", lambda: True)
+    small = geometry({**LLAMA_8B, "num_hidden_layers": 1, "vocab_size": 512})
+    settings: Any = {"device": "cpu", "token_budget": 64, "num_threads": 1}
+    for dtype, weights_dtype in (("bfloat16", None), ("float32", "float16"), ("float32", None)):
+        stated = Execution(**settings, dtype=dtype, weights_dtype=weights_dtype)
+        assert execution.form_of_base(stated, LLAMA, tmp_path) == ("cpu", dtype, weights_dtype)
+    save_file({"a": torch.ones(2, 2, dtype=torch.bfloat16), "b": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert execution.form_of_base(None, small, tmp_path).weights_dtype is None
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    assert execution.form_of_base(None, small, tmp_path).weights_dtype is None
+    assert execution.form_of_base(None, small, tmp_path / "nowhere").weights_dtype is None
 
 
 def carry_out(model: PreTrainedModel, base: Path, directory: Path, run: str, **changes: Any) -> list[Event]:

@@ -4,9 +4,9 @@ A TrainSpec holds no "auto" and no path. Everything that shapes the losses is in
 can be repeated or resumed, bit for bit on CPU, on any worker of the same kind.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SPEC_VERSION = 1
 
@@ -64,6 +64,8 @@ class Execution(Frozen):
     `token_budget` is the most tokens in one micro-batch; `num_threads` counts CPU threads;
     `gradient_checkpointing` computes activations twice instead of keeping them. `share_prefixes` computes what
     several examples of a micro-batch begin with once, where that is exact; runs begun before this existed do not.
+    `dtype` is what is computed in, and what the base is held in unless `weights_dtype` says otherwise: then its
+    matrices are held in that and widened, exactly, to float32 as they are multiplied.
     """
 
     device: Literal["cpu", "cuda"]
@@ -72,6 +74,13 @@ class Execution(Frozen):
     num_threads: int = Field(ge=1)
     gradient_checkpointing: bool = False
     share_prefixes: bool = False
+    weights_dtype: Literal["bfloat16", "float16"] | None = None
+
+    @model_validator(mode="after")
+    def _is_widened_to_float32(self) -> Self:
+        if self.weights_dtype is not None and self.dtype != "float32":
+            raise ValueError("weights_dtype is for runs that compute in float32")
+        return self
 
 
 class TrainSpec(Frozen):

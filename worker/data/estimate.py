@@ -21,6 +21,8 @@ _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 _HEAD_CHUNKS = 3
 _MAX_CHUNK_ROWS = 1024
+# As in engine/frozen.py: what is widened at a time of a weight held in 16 bits.
+_WIDENED_BYTES = 4 << 20
 # Parameter, gradient and two moments, all float32.
 _BYTES_PER_TRAINED_PARAMETER = 16
 # Workspaces of matrix products, and code that is loaded when it is first used.
@@ -82,7 +84,7 @@ class MemoryEstimate:
     """Bytes at the peak of a run, part by part; `tokens` are those of its largest micro-batch."""
 
     weights: int
-    unpacked: int  # one layer's weight out of NF4, and as DoRA takes its norm
+    unpacked: int  # one layer's weight out of NF4, or widened part by part, and as DoRA takes its norm
     adapter: int  # with its gradients and the optimizer's moments
     tokens: int
     bytes_per_token: int
@@ -132,8 +134,8 @@ def estimate(spec: TrainSpec, geometry: Geometry, execution: Execution) -> Memor
         per_token += slack * geometry.layers * geometry.hidden * width  # each layer's input
     per_token += slack * geometry.hidden * 4 * width  # embeddings, last hidden states, their norm and gradient
     return MemoryEstimate(
-        weights=_weight_bytes(spec, geometry, width),
-        unpacked=_unpacked_bytes(spec, geometry, width),
+        weights=_weight_bytes(spec, geometry, _WIDTH[execution.weights_dtype or execution.dtype]),
+        unpacked=_unpacked_bytes(spec, geometry, width, is_widened=execution.weights_dtype is not None),
         adapter=_BYTES_PER_TRAINED_PARAMETER * _trained_parameters(spec, geometry),
         tokens=tokens,
         bytes_per_token=int(per_token),
@@ -195,12 +197,15 @@ def _dora_bytes_per_token(spec: TrainSpec, geometry: Geometry, width: int) -> in
     return (width + 4) * sum(outputs for _inputs, outputs in geometry.linear_sizes.values())
 
 
-def _unpacked_bytes(spec: TrainSpec, geometry: Geometry, width: int) -> int:
+def _unpacked_bytes(spec: TrainSpec, geometry: Geometry, width: int, *, is_widened: bool) -> int:
     """What is made anew of the largest layer's weight; DoRA's norm takes the adapter's product and a unit matrix."""
     sizes = geometry.linear_sizes.values()
     if spec.lora.dora:
-        return max(3 * 4 * inputs * outputs + 4 * inputs * inputs for inputs, outputs in sizes)
-    return width * max(inputs * outputs for inputs, outputs in sizes) if spec.quantization else 0
+        copies = 4 if is_widened else 3
+        return max(copies * 4 * inputs * outputs + 4 * inputs * inputs for inputs, outputs in sizes)
+    if spec.quantization:
+        return width * max(inputs * outputs for inputs, outputs in sizes)
+    return _WIDENED_BYTES if is_widened else 0
 
 
 def _backward_bytes_per_token(spec: TrainSpec, geometry: Geometry, width: int) -> int:

@@ -12,8 +12,8 @@ from transformers.utils import logging as transformers_logging
 from worker.contract.errors import Blame, TrainError
 from worker.data import estimate
 from worker.data.estimate import Geometry
-from worker.engine import attention, last_layer, nf4, probe, rotary
-from worker.engine.execution import Device, Dtype
+from worker.engine import attention, last_layer, narrow, nf4, probe, rotary
+from worker.engine.execution import Device, Dtype, NarrowDtype
 
 
 def load(
@@ -21,15 +21,18 @@ def load(
     *,
     device: Device,
     dtype: Dtype,
+    weights_dtype: NarrowDtype | None = None,
     quantization: Literal["nf4"] | None = None,
     tick: Callable[[], None],
 ) -> PreTrainedModel:
     """The frozen model on `device` in `dtype`, with packed attention; `tick` is called as weights arrive.
 
-    With `quantization`, all linear layers but the head are held in 4 bits and compute in `dtype`.
+    With `weights_dtype`, its matrices are held in that and still compute in `dtype`, which is then float32. With
+    `quantization`, all linear layers but the head are held in 4 bits and compute in `dtype`.
     Nothing is fetched and no code of the model's repository runs. TrainError for a directory that
     is not a whole model, weights that are not finite, or a model whose layers we cannot honour.
     """
+    held_in = getattr(torch, weights_dtype or dtype)
     attention.register()
     if quantization is not None:
         nf4.require(torch.device(device))
@@ -43,7 +46,7 @@ def load(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
-            dtype=getattr(torch, dtype),
+            dtype=held_in,
             attn_implementation=attention.PACKED,
             local_files_only=True,
             trust_remote_code=False,
@@ -54,7 +57,7 @@ def load(
                 if device == "cuda" or quantization
                 else {}
             ),
-            **({"quantization_config": nf4.loading_config(getattr(torch, dtype))} if quantization else {}),
+            **({"quantization_config": nf4.loading_config(held_in)} if quantization else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -76,18 +79,27 @@ def load(
         )
     if quantization is not None:  # which hides what is not a number in a layer that is now in 4 bits
         _check_finite(_stored_weights(directory), tick)
-    settle(model, quantization=quantization, tick=tick)
+    settle(model, weights_dtype=weights_dtype, quantization=quantization, tick=tick)
     return model
 
 
-def settle(model: PreTrainedModel, *, quantization: Literal["nf4"] | None, tick: Callable[[], None]) -> None:
+def settle(
+    model: PreTrainedModel,
+    *,
+    weights_dtype: NarrowDtype | None = None,
+    quantization: Literal["nf4"] | None,
+    tick: Callable[[], None],
+) -> None:
     """Make a model that has its weights, wherever they came from, one that runs can be carried out on.
 
     Its attention must have been PACKED from the start. Layers that are not in 4 bits yet, though
-    `quantization` says so, are quantized where they lie. TrainError as for `load`.
+    `quantization` says so, are quantized where they lie. With `weights_dtype` it must have been loaded in that.
+    TrainError as for `load`.
     """
     if quantization is not None:
         nf4.settle(model)
+    if weights_dtype is not None:
+        narrow.hold(model)
     model.requires_grad_(False)
     rotary.follow_documents(model)
     last_layer.compute_where_read(model)

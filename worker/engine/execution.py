@@ -6,16 +6,18 @@ A spec that states its execution is carried out exactly so; this module then cho
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from worker.contract.errors import Blame, TrainError
 from worker.contract.spec import Execution, TrainSpec
+from worker.data import base_layers
 from worker.data.estimate import Geometry, MemoryEstimate, estimate
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+NarrowDtype = Literal["bfloat16", "float16"]
 
 # Beyond these a longer pack is no faster: the matrix products are full.
 _MAX_TOKEN_BUDGET: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
@@ -25,30 +27,41 @@ _MIN_TOKEN_BUDGET = 256
 _MIN_BUDGET_WITH_ACTIVATIONS: dict[Device, int] = {"cpu": 256, "cuda": 2048}
 # The memory model is right to a fifth.
 _SHARE_OF_FREE_MEMORY = 0.8
-# From here on a base is large: in float32 it takes 4 GB and more, and bfloat16's speed is worth its rounding.
+# From here on a base is large: bfloat16's speed is worth its rounding.
 _LARGE_BASE_PARAMETERS = 1_000_000_000
+
+
+class Form(NamedTuple):
+    """What a base is loaded as: where, in what it computes, and what its matrices are held in if not in that."""
+
+    device: Device
+    dtype: Dtype
+    weights_dtype: NarrowDtype | None
 
 
 def available_device() -> Device:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_and_dtype(stated: Execution | None, geometry: Geometry) -> tuple[Device, Dtype]:
-    """What the base must be loaded as: what the spec states, or else bfloat16 on CUDA and float32 on CPU.
+def form_of_base(stated: Execution | None, geometry: Geometry, directory: Path) -> Form:
+    """What the base in `directory` must be loaded as: what the spec states, or else what suits the machine.
 
-    On a CPU a base of a billion parameters and more is held in bfloat16 where the hardware computes in it.
+    CUDA computes in bfloat16. A CPU does so for a base of a billion parameters and more where its hardware can, and
+    in float32 otherwise; what the files hold in 16 bits then stays in 16 bits, which changes no result.
     """
     if stated is None:
         device = available_device()
-        narrow = device == "cuda" or (geometry.parameters >= _LARGE_BASE_PARAMETERS and _cpu_computes_in_bfloat16())
-        return device, "bfloat16" if narrow else "float32"
+        is_large = geometry.parameters >= _LARGE_BASE_PARAMETERS
+        if device == "cuda" or (is_large and cpu_computes_in_bfloat16()):
+            return Form(device, "bfloat16", None)
+        return Form(device, "float32", base_layers.narrow_dtype(directory))
     if stated.device == "cuda" and not torch.cuda.is_available():
         raise TrainError("device_unavailable", "This run was begun on a GPU and needs one.", blame=Blame.TRANSIENT)
-    return stated.device, stated.dtype
+    return Form(stated.device, stated.dtype, stated.weights_dtype)
 
 
-def _cpu_computes_in_bfloat16() -> bool:
-    # Elsewhere torch emulates it, many times slower than float32.
+def cpu_computes_in_bfloat16() -> bool:
+    """Elsewhere torch emulates it, many times slower than float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -66,14 +79,13 @@ def apply(dtype: Dtype, threads: int) -> None:
     torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
 
 
-def choose(
-    spec: TrainSpec, geometry: Geometry, *, device: Device, dtype: Dtype, threads: int, base_is_loaded: bool
-) -> Execution:
+def choose(spec: TrainSpec, geometry: Geometry, *, form: Form, threads: int, base_is_loaded: bool) -> Execution:
     """The fastest execution that fits into the free memory: the largest token budget, all activations kept if they can.
 
     A power of two, so that the same machine chooses the same budget although its free memory varies.
     TrainError("does_not_fit") if none does, with the numbers and with what would fit.
     """
+    device = form.device
     free = int(_SHARE_OF_FREE_MEMORY * _free_memory_bytes(device))
 
     def fits(predicted: MemoryEstimate) -> bool:
@@ -83,8 +95,7 @@ def choose(
         budget = _MAX_TOKEN_BUDGET[device]
         while budget >= (_MIN_TOKEN_BUDGET if checkpointing else _MIN_BUDGET_WITH_ACTIVATIONS[device]):
             chosen = Execution(
-                device=device,
-                dtype=dtype,
+                **form._asdict(),
                 token_budget=budget,
                 num_threads=threads,
                 gradient_checkpointing=checkpointing,
@@ -94,8 +105,7 @@ def choose(
                 return chosen
             budget //= 2
     smallest = Execution(
-        device=device,
-        dtype=dtype,
+        **form._asdict(),
         token_budget=_MIN_TOKEN_BUDGET,
         num_threads=threads,
         gradient_checkpointing=True,

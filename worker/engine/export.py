@@ -6,6 +6,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from worker.contract.spec import TrainSpec
 from worker.engine import adapters
 from worker.engine.checkpoint import State
 
@@ -51,7 +52,7 @@ def model_card(state: State, card: dict[str, str]) -> str:
     facts = {
         "Base model": spec.base.id,
         "Base revision": spec.base.revision,
-        **({"Base held in": "nf4 (QLoRA)"} if spec.quantization == "nf4" else {}),
+        **({"Base held in": held} if (held := _held_in(spec)) else {}),
         "Steps": str(state.step),
         "Trained tokens": str(state.trained_tokens),
         **({"Adapter of step": f"{state.best_step}, the best by validation loss"} if spec.keep_best else {}),
@@ -83,6 +84,14 @@ Everything that shaped this run; the same settings on the same data give the sam
 {spec.model_dump_json(indent=2)}
 ```
 """
+
+
+def _held_in(spec: TrainSpec) -> str:
+    """In words, where it is not simply what was computed in."""
+    narrow = spec.execution.weights_dtype if spec.execution is not None else None
+    if spec.quantization == "nf4":
+        return "nf4 (QLoRA)" + (f", embeddings and head in {narrow}" if narrow else "")
+    return f"{narrow}, computed in float32" if narrow else ""
 
 
 def _cell(text: str) -> str:

@@ -6,8 +6,8 @@ Shapes: N trained positions, C of them at a time, H hidden, V vocabulary.
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
 
+from worker.engine import frozen
 from worker.engine.losses import PLAIN_LOGITS, LogitShape, chunk_rows_for, wide
 
 
@@ -49,7 +49,7 @@ class _LinearLogProbs(torch.autograd.Function):
         for start in range(0, len(targets_N), chunk_rows):
             chunk = slice(start, start + chunk_rows)
             targets_C1 = targets_N[chunk, None]
-            logits_CV = shape.apply_(wide(F.linear(hidden_NH[chunk], head_VH, bias_V)))
+            logits_CV = shape.apply_(wide(frozen.product(hidden_NH[chunk], head_VH, bias_V)))
             log_total_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
             log_probs_N[chunk] = (logits_CV.gather(1, targets_C1) - log_total_C1).squeeze(1)
             if gradient_NH is not None:
@@ -58,7 +58,7 @@ class _LinearLogProbs(torch.autograd.Function):
                 gradient_CV = logits_CV.sub_(log_total_C1).exp_().neg_()
                 gradient_CV.scatter_add_(1, targets_C1, torch.ones_like(log_total_C1))
                 shape.backward_(gradient_CV, softcapped_CV)
-                gradient_NH[chunk] = gradient_CV.to(head_VH.dtype) @ head_VH
+                gradient_NH[chunk] = frozen.input_gradient(gradient_CV.to(hidden_NH.dtype), head_VH)
         ctx.gradient_NH = gradient_NH
         return log_probs_N
 

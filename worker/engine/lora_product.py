@@ -19,6 +19,8 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from peft import PeftModel
 from peft.tuners.lora import Linear
 
+from worker.engine import frozen
+
 
 def use(adapter: PeftModel) -> None:
     """Have the adapter's layers compute so; they stay PEFT's layers in every other respect."""
@@ -55,7 +57,7 @@ class _Sum(torch.autograd.Function):
         seen = x if dropped is None else dropped
         narrow_a_RI, narrow_b_OR = a_RI.to(x.dtype), (b_OR * scaling).to(x.dtype)
         low_TR = F.linear(_flat(seen), narrow_a_RI)
-        out = F.linear(x, base.weight, base.bias)
+        out = frozen.product(x, base.weight, base.bias)
         out.view(-1, out.shape[-1]).addmm_(low_TR, narrow_b_OR.T)
         ctx.save_for_backward(seen, low_TR, narrow_a_RI, narrow_b_OR)
         ctx.scaling, ctx.base, ctx.is_dropped, ctx.wide = scaling, base, dropped is not None, a_RI.dtype
@@ -67,7 +69,7 @@ class _Sum(torch.autograd.Function):
         for_x, for_dropped, for_a, for_b, *_ = ctx.needs_input_grad
         gradient_TO = _flat(gradients[0])
         low_gradient_TR = gradient_TO @ b_OR
-        x_gradient_TI = gradient_TO @ ctx.base.weight if for_x else None
+        x_gradient_TI = frozen.input_gradient(gradient_TO, ctx.base.weight) if for_x else None
         dropped_gradient_TI = None
         if ctx.is_dropped:
             dropped_gradient_TI = low_gradient_TR @ a_RI if for_dropped else None

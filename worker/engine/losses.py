@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
+
+from worker.engine import frozen
 
 # The most float32 logits held at a time (64 MiB): larger gains nothing on a CPU, its GEMMs are full long before.
 # A GPU reads the head's weights anew for each chunk, so it wants more rows (256 MiB), and whole tiles of them.
@@ -102,7 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             sources_C = sources_N[start : start + chunk_rows]
             targets_C = targets_N[start : start + chunk_rows]
             weights_C = weights_N[start : start + chunk_rows]
-            logits_CV = shape.apply_(wide(F.linear(hidden_TH.index_select(0, sources_C), head_VH, bias_V)))
+            logits_CV = shape.apply_(wide(frozen.product(hidden_TH.index_select(0, sources_C), head_VH, bias_V)))
             log_total_C = logits_CV.logsumexp(dim=1)
             target_logits_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
             loss += (weights_C * (log_total_C - target_logits_C)).sum(dtype=torch.float64)
@@ -113,7 +114,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient_CV = logits_CV.sub_(log_total_C[:, None]).exp_()
                 gradient_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
                 shape.backward_(gradient_CV, softcapped_CV).mul_(weights_C[:, None])
-                gradient_TH.index_copy_(0, sources_C, gradient_CV.to(head_VH.dtype) @ head_VH)
+                gradient_TH.index_copy_(0, sources_C, frozen.input_gradient(gradient_CV.to(hidden_TH.dtype), head_VH))
         ctx.gradient_TH = gradient_TH
         ctx.mark_non_differentiable(correct)
         return loss, correct

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from worker.contract.errors import TrainError
+from worker.engine import frozen
 
 _BLOCK_SIZE = 64
 
@@ -62,7 +62,7 @@ def quantize(module: torch.nn.Module, *, but: torch.nn.Module | None = None) -> 
 
 
 class Nf4Linear(torch.nn.Linear):
-    """A frozen linear layer in 4 bits; it computes in the dtype that it was quantized from."""
+    """A frozen linear layer in 4 bits; it computes in the dtype that it was quantized from, unless told otherwise."""
 
     def __init__(self, packed: torch.Tensor, state: Any, bias_O: torch.Tensor | None) -> None:
         torch.nn.Module.__init__(self)  # Linear's own would make the weight that we do not keep
@@ -97,20 +97,11 @@ class Nf4Linear(torch.nn.Linear):
         return functional.dequantize_4bit(cast("torch.Tensor", self.packed), self._state)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (its name in torch)
-        return cast("torch.Tensor", _Multiply.apply(input, self))
+        return frozen.multiply(input, self)
 
-
-class _Multiply(torch.autograd.Function):
-    """x W^T + b. Autograd would keep the unpacked weight until the backward pass; this unpacks it again."""
-
-    @staticmethod
-    def forward(ctx: Any, input_I: torch.Tensor, layer: Nf4Linear) -> torch.Tensor:
-        ctx.layer = layer
-        return F.linear(input_I, layer.weight, layer.bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0] @ ctx.layer.weight, None
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Unpack to `dtype` from now on."""
+        self._state.dtype = dtype
 
 
 def _unavailable(why: str) -> TrainError:

@@ -39,7 +39,7 @@ def check(model: PreTrainedModel) -> None:
     finally:
         model.set_attn_implementation(PACKED)
     error = ((packed_TV - reference_TV).norm() / reference_TV.norm()).item()
-    if not error <= _TOLERANCE[head.weight.dtype]:
+    if not error <= _TOLERANCE[packed_TH.dtype]:
         raise TrainError(
             "unsupported_model",
             "This base model cannot be trained here: computed for packed examples it differs from its own "

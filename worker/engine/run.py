@@ -148,7 +148,7 @@ class Run:
             )
         )
         log.info(
-            "training %d parameters on %d examples: %d steps in %d epochs, on %s in %s, %d tokens per pass",
+            "training %d parameters on %d examples: %d steps in %d epochs, on %s in %s, %d tokens per pass, base in %s",
             trainable,
             len(self._training),
             self._plan.total_steps,
@@ -156,6 +156,7 @@ class Run:
             self._execution.device,
             self._execution.dtype,
             self._execution.token_budget,
+            self._spec.quantization or self._execution.weights_dtype or self._execution.dtype,
         )
 
     def train(self) -> Finished | Stopped:

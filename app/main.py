@@ -23,6 +23,7 @@ from app.api import (
     uploads,
     webhooks,
 )
+from app.api.key_uses import KeyUses
 from app.api.limits import Limiter
 from app.api.middleware import RequestContext
 from app.resources import Resources
@@ -35,6 +36,7 @@ _ABOUT = "A self-hosted fine-tuning service that speaks OpenAI's API."
 def create_app(resources: Resources) -> FastAPI:
     app = _routes()
     app.state.resources = resources
+    app.state.uses = KeyUses(resources)
     app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
     app.state.limiter = Limiter(most) if (most := resources.settings.requests_per_minute) else None
     return app

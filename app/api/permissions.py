@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter
 from pydantic import Field
 
-from app.api import errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, ReadSession, WriteSession
+from app.api import access
+from app.api.access import needs
+from app.api.deps import PLAIN_INTEGER, After, Caller, ReadSession, WriteSession
 from app.api.times import unix
 from app.db.models import CheckpointPermission
 from app.schemas.permissions import PermissionCreate, PermissionDeleted, PermissionList, PermissionRead
@@ -17,8 +18,8 @@ from app.services import checkpoint_permissions as permissions
 router = APIRouter(
     prefix="/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint:path}/permissions",
     tags=["Fine-tuning"],
-    dependencies=AUTHENTICATED,
-    responses=errors.RESPONSES,
+    dependencies=needs("models", admin_keys=True),
+    responses=access.RESPONSES,
 )
 
 

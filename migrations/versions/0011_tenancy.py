@@ -78,7 +78,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("key_hash", name=op.f("uq_admin_api_keys_key_hash")),
     )
     op.create_index(
-        op.f("ix_admin_api_keys_organization_id_created_at_id"), "admin_api_keys", ["organization_id", "created_at", "id"]
+        op.f("ix_admin_api_keys_organization_id_created_at_id"),
+        "admin_api_keys",
+        ["organization_id", "created_at", "id"],
     )
     with op.batch_alter_table("api_keys", schema=None) as batch_op:
         batch_op.add_column(sa.Column("role", sa.String(length=16), nullable=False, server_default="owner"))

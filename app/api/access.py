@@ -53,6 +53,11 @@ class Need:
     def scope(self, method: str) -> str:
         return f"{self.area}.{'read' if method in READING else 'write'}"
 
+    def told(self, method: str) -> list[str]:
+        """For the OpenAPI document: each of these lets in."""
+        access = self.scope(method).partition(".")[2]
+        return [self.scope(method), *([f"organization.{access}"] if self.admin_keys else [])]
+
     def allows(self, principal: Principal, method: str) -> bool:
         """Whether such a key gets in; of the server's area, once it is one of the default project."""
         if principal.is_admin_key:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, and_, literal, null, or_
+from sqlalchemy import Select, and_, or_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import ADMIN_KEY_PREFIX, Principal, Role, Scope, hash_key, key_hint, lesser, new_key
@@ -24,32 +24,17 @@ async def authenticate(session: AsyncSession, key: str) -> Principal:
     One query reads the key and all that bounds it: nothing is remembered from one request to the next, so whatever is
     revoked, removed or disabled is so for every process at once.
     """
-    found = (await session.execute(_bounds(key))).one_or_none()
-    if found is None or not found.has_owner:
+    found = await _administrator(session, key) if key.startswith(ADMIN_KEY_PREFIX) else None
+    found = found or await _of_project(session, key)
+    if found is None:
         raise Unauthenticated(f"Incorrect API key provided: {_masked(key)}.", code="invalid_api_key")
-    if found.expires_at is not None and found.expires_at <= utc_now():
-        raise Unauthenticated(f"The API key {_masked(key)} has expired.", code="api_key_expired")
-    if found.organization_disabled_at is not None:
-        raise Unauthenticated(
-            "The organization of this API key is disabled by the server's operator.", code="organization_disabled"
-        )
-    if found.archived_at is not None:
-        raise Unauthenticated("The project of this API key has been archived.", code="project_archived")
-    if found.disabled_at is not None:
-        raise Unauthenticated(
-            "The project of this API key is disabled by the server's operator.", code="project_disabled"
-        )
-    role = Role(found.role)
-    for owner_role in (found.user_role, found.account_role):
-        role = role if owner_role is None else lesser(role, Role(owner_role))
-    scopes = None if found.scopes is None else frozenset(Scope(scope) for scope in found.scopes)
-    return Principal(found.id, found.project_id, found.organization_id, role, scopes)
+    return found
 
 
 async def is_valid(session: AsyncSession, principal: Principal) -> bool:
     """Whether the caller's key, which was good when the request began, still is."""
     query = (
-        _unrevoked(server_rows(ApiKey))
+        _unrevoked()
         .where(ApiKey.id == principal.key_id, or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now()))
         .where(Organization.disabled_at.is_(None), Project.archived_at.is_(None), Project.disabled_at.is_(None))
     )
@@ -135,61 +120,68 @@ def create(session: AsyncSession, *, project_id: str, name: str, key: str, **col
     return row
 
 
-def _bounds(key: str) -> Select[Any]:
-    if key.startswith(ADMIN_KEY_PREFIX):
-        return (
-            server_rows(AdminApiKey)
-            .join(Organization, Organization.id == AdminApiKey.organization_id)
-            .where(AdminApiKey.key_hash == hash_key(key), AdminApiKey.revoked_at.is_(None))
-            .with_only_columns(
-                AdminApiKey.id,
-                AdminApiKey.organization_id,
-                AdminApiKey.expires_at,
-                literal("").label("project_id"),
-                literal(Role.OWNER.value).label("role"),
-                null().label("scopes"),
-                null().label("user_role"),
-                null().label("account_role"),
-                literal(True).label("has_owner"),
-                Organization.disabled_at.label("organization_disabled_at"),
-                null().label("archived_at"),
-                null().label("disabled_at"),
-            )
-        )
-    return (
-        _unrevoked(server_rows(ApiKey))
-        .outerjoin(
-            ProjectUser, and_(ProjectUser.project_id == ApiKey.project_id, ProjectUser.user_id == ApiKey.user_id)
-        )
-        .outerjoin(
-            ServiceAccount,
-            and_(ServiceAccount.id == ApiKey.service_account_id, ServiceAccount.deleted_at.is_(None)),
-        )
-        .where(ApiKey.key_hash == hash_key(key))
-        .with_only_columns(
-            ApiKey.id,
-            ApiKey.project_id,
-            Project.organization_id,
-            ApiKey.role,
-            ApiKey.scopes,
-            ApiKey.expires_at,
-            ProjectUser.role.label("user_role"),
-            ServiceAccount.role.label("account_role"),
-            and_(
-                or_(ApiKey.user_id.is_(None), ProjectUser.user_id.is_not(None)),
-                or_(ApiKey.service_account_id.is_(None), ServiceAccount.id.is_not(None)),
-            ).label("has_owner"),
-            Organization.disabled_at.label("organization_disabled_at"),
-            Project.archived_at,
-            Project.disabled_at,
-        )
+async def _administrator(session: AsyncSession, key: str) -> Principal | None:
+    query = (
+        server_rows(AdminApiKey)
+        .join(Organization, Organization.id == AdminApiKey.organization_id)
+        .where(AdminApiKey.key_hash == hash_key(key), AdminApiKey.revoked_at.is_(None))
+        .add_columns(Organization)
     )
+    found = (await session.execute(query)).one_or_none()
+    if found is None:
+        return None
+    row, organization = found
+    _require_not_expired(key, row.expires_at)
+    _require_enabled(organization)
+    return Principal(row.id, "", organization.id)
 
 
-def _unrevoked(query: Select[Any]) -> Select[Any]:
-    """Keys that are not revoked, with their project and its organization, which may be disabled."""
+async def _of_project(session: AsyncSession, key: str) -> Principal | None:
+    is_member = and_(ProjectUser.project_id == ApiKey.project_id, ProjectUser.user_id == ApiKey.user_id)
+    is_account = and_(ServiceAccount.id == ApiKey.service_account_id, ServiceAccount.deleted_at.is_(None))
+    query = (
+        _unrevoked()
+        .outerjoin(ProjectUser, is_member)
+        .outerjoin(ServiceAccount, is_account)
+        .where(ApiKey.key_hash == hash_key(key))
+        .add_columns(Organization, Project, ProjectUser.role, ServiceAccount.role)
+    )
+    found = (await session.execute(query)).one_or_none()
+    if found is None:
+        return None
+    row, organization, project, user_role, account_role = found
+    if (row.user_id is not None and user_role is None) or (row.service_account_id is not None and account_role is None):
+        return None  # whose key it is has left the project
+    _require_not_expired(key, row.expires_at)
+    _require_enabled(organization, project)
+    role = Role(row.role)
+    for owners in (user_role, account_role):
+        role = role if owners is None else lesser(role, Role(owners))
+    scopes = None if row.scopes is None else frozenset(Scope(scope) for scope in row.scopes)
+    return Principal(row.id, project.id, organization.id, role, scopes)
+
+
+def _require_not_expired(key: str, expires_at: datetime | None) -> None:
+    if expires_at is not None and expires_at <= utc_now():
+        raise Unauthenticated(f"The API key {_masked(key)} has expired.", code="api_key_expired")
+
+
+def _require_enabled(organization: Organization, project: Project | None = None) -> None:
+    if organization.disabled_at is not None:
+        sentence = "The organization of this API key is disabled by the server's operator."
+        raise Unauthenticated(sentence, code="organization_disabled")
+    if project is not None and project.archived_at is not None:
+        raise Unauthenticated("The project of this API key has been archived.", code="project_archived")
+    if project is not None and project.disabled_at is not None:
+        sentence = "The project of this API key is disabled by the server's operator."
+        raise Unauthenticated(sentence, code="project_disabled")
+
+
+def _unrevoked() -> Select[ApiKey]:
+    """Joined with their project and its organization, either of which may be disabled."""
     return (
-        query.join(Project, Project.id == ApiKey.project_id)
+        server_rows(ApiKey)
+        .join(Project, Project.id == ApiKey.project_id)
         .join(Organization, Organization.id == Project.organization_id)
         .where(ApiKey.revoked_at.is_(None))
     )

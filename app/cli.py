@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Column, Table
 
-from app import adapter_import, adapter_merge, base_import, server
+from app import adapter_import, adapter_merge, base_import, server, tenancy_cli
 from app import doctor as health
 from app.api import admin
+from app.console import DataDirectory, console, settings_of
 from app.db import migrations
 from app.errors import ApiError, NotFound
-from app.observability import configure_logging
 from app.resources import open_resources
 from app.schemas.admin import WorkerList
-from app.services import base_models, keys, model_aliases, workers
+from app.services import base_models, model_aliases, workers
 from app.settings import Settings
 from app.storage.base import StorageUnavailable
 from worker.data import base_model_source
@@ -28,18 +26,13 @@ from worker.data.base_model_source import BadBaseModel
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hone: a self-hosted fine-tuning service.")
 models = typer.Typer(no_args_is_help=True, help="The base models that jobs may name.")
-api_keys = typer.Typer(no_args_is_help=True, help="Keys for the API.")
 workers_group = typer.Typer(no_args_is_help=True, help="The worker processes of this installation.")
 cli.add_typer(models, name="models")
 cli.add_typer(workers_group, name="workers")
-cli.add_typer(api_keys, name="keys")
-# Where nobody looks, no line is folded to a width.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-
-DataDirectory = Annotated[
-    Path | None, typer.Option("--data", help="Data directory; HONE_DATA_DIRECTORY does the same.", show_default=False)
-]
-
+cli.add_typer(tenancy_cli.keys_group, name="keys")
+cli.add_typer(tenancy_cli.organizations_group, name="organizations")
+cli.add_typer(tenancy_cli.projects_group, name="projects")
+cli.add_typer(tenancy_cli.members_group, name="members")
 
 _EXPECTED = (
     migrations.OldSchema,
@@ -69,7 +62,7 @@ def serve(
     api_only: Annotated[bool, typer.Option("--api-only", help="Serve the API; workers run elsewhere.")] = False,
 ) -> None:
     """Serve the API, and train, in one process."""
-    settings = _settings(data, host=host, port=port)
+    settings = settings_of(data, host=host, port=port)
     if api_only:
         migrations.require_current(settings.resolved_database_url)
     else:
@@ -85,7 +78,7 @@ def worker(
     cpu: Annotated[bool, typer.Option("--cpu", help="Only check files and sweep; needs no PyTorch.")] = False,
 ) -> None:
     """Check files and train jobs that an API server elsewhere takes in, on the same database and storage."""
-    settings = _settings(data, pool=pool, slots=slots, cpu_only=cpu or None)
+    settings = settings_of(data, pool=pool, slots=slots, cpu_only=cpu or None)
     migrations.require_current(settings.resolved_database_url)
     sys.exit(asyncio.run(server.work(settings, console)))
 
@@ -93,7 +86,7 @@ def worker(
 @cli.command()
 def migrate(data: DataDirectory = None) -> None:
     """Bring the database to the schema of this version."""
-    settings = _settings(data)
+    settings = settings_of(data)
     migrations.upgrade(settings.resolved_database_url)
     console.print("The database is up to date.")
 
@@ -101,7 +94,7 @@ def migrate(data: DataDirectory = None) -> None:
 @cli.command()
 def doctor(data: DataDirectory = None) -> None:
     """Say what this machine has and lacks."""
-    findings = asyncio.run(health.examine(_settings(data)))
+    findings = asyncio.run(health.examine(settings_of(data)))
     for finding in findings:
         mark = "[green]ok[/]  " if finding.advice is None else "[yellow]look[/]"
         console.print(f"{mark}  {finding.subject}: {finding.state}")
@@ -117,7 +110,7 @@ def add_model(
     data: DataDirectory = None,
 ) -> None:
     """Register a base model, pinned to what it is now."""
-    settings = _settings(data)
+    settings = settings_of(data)
     migrations.prepare(settings.resolved_database_url)
 
     async def register() -> base_model_source.BaseModelFacts:
@@ -138,7 +131,7 @@ def import_adapter(
     data: DataDirectory = None,
 ) -> None:
     """Make a model of a LoRA adapter that was trained elsewhere: to download, or to continue from."""
-    settings = _settings(data)
+    settings = settings_of(data)
     migrations.prepare(settings.resolved_database_url)
 
     async def run() -> str:
@@ -158,7 +151,7 @@ def merge_model(
     data: DataDirectory = None,
 ) -> None:
     """Merge an adapter into its base: a plain model in 16 bits, for servers that take no adapter."""
-    settings = _settings(data)
+    settings = settings_of(data)
     migrations.require_current(settings.resolved_database_url)
     server.require_training_libraries("this machine cannot merge")
 
@@ -172,7 +165,7 @@ def merge_model(
 @models.command("list")
 def list_models(data: DataDirectory = None) -> None:
     """Show the registered base models."""
-    settings = _settings(data)
+    settings = settings_of(data)
     migrations.require_current(settings.resolved_database_url)
 
     async def search():
@@ -196,7 +189,7 @@ def alias_model(
     data: DataDirectory = None,
 ) -> None:
     """Let a base model be named otherwise too; a name that stands for another is moved to this one."""
-    settings = _settings(data)
+    settings = settings_of(data)
     migrations.require_current(settings.resolved_database_url)
 
     async def put() -> None:
@@ -212,7 +205,7 @@ def unalias_model(
     name: Annotated[str, typer.Argument(help="The alias, as `hone models list` shows it.")], data: DataDirectory = None
 ) -> None:
     """Remove an alias. Jobs that were created by it are not affected."""
-    settings = _settings(data)
+    settings = settings_of(data)
     migrations.require_current(settings.resolved_database_url)
 
     async def remove() -> None:
@@ -228,7 +221,7 @@ def build_tiny(
     data: DataDirectory = None,
 ) -> None:
     """Build and register the tiny base model hone-tiny: a real Llama of a few million parameters, for trying things."""
-    settings = _settings(data)
+    settings = settings_of(data)
     migrations.prepare(settings.resolved_database_url)
 
     async def register() -> None:
@@ -238,28 +231,13 @@ def build_tiny(
     asyncio.run(register())
 
 
-@api_keys.command("create")
-def create_key(
-    name: Annotated[str, typer.Option(help="What the key is for.")] = "cli", data: DataDirectory = None
-) -> None:
-    """Make another API key for the default project, and print it once."""
-    settings = _settings(data)
-    migrations.require_current(settings.resolved_database_url)
-
-    async def make() -> str:
-        async with open_resources(settings) as resources, resources.write() as session:
-            return await keys.add_to_default_project(session, name=name)
-
-    console.print(asyncio.run(make()))
-
-
 @workers_group.command("list")
 def list_workers(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, as GET /v1/admin/workers.")] = False,
     data: DataDirectory = None,
 ) -> None:
     """Show the worker processes: what they have loaded, what they work on, and whether they live."""
-    found = _workers(_settings(data))
+    found = _workers(settings_of(data))
     if as_json:
         console.print_json(WorkerList(data=[admin.read_worker(worker) for worker in found]).model_dump_json())
         return
@@ -285,7 +263,7 @@ def drain_workers(
     data: DataDirectory = None,
 ) -> None:
     """Have workers write checkpoints, hand their jobs back to the queue, and end."""
-    settings = _settings(data)
+    settings = settings_of(data)
     asked = [
         worker.row.id
         for worker in _workers(settings)
@@ -311,22 +289,6 @@ def _workers(settings: Settings) -> list[workers.Seen]:
             return await workers.search(session, silent_seconds=settings.lease_seconds)
 
     return asyncio.run(search())
-
-
-def _settings(data: Path | None, **options: str | int | None) -> Settings:
-    given = {"data_directory": data, **options}
-    try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        wrong = (": ".join([*_variable(fault["loc"]), fault["msg"]]) for fault in error.errors())
-        raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
-    configure_logging(settings.log_level)
-    return settings
-
-
-def _variable(place: tuple[int | str, ...]) -> list[str]:
-    """The name of the setting at fault; none where several do not fit together."""
-    return [f"HONE_{str(place[0]).upper()}"] if place else []
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 from app.api import (
+    access,
     admin,
+    admin_keys,
     checkpoints,
     errors,
     events,
@@ -18,26 +21,62 @@ from app.api import (
     logs,
     model_aliases,
     models,
+    organizations,
     permissions,
+    project_keys,
+    project_users,
+    projects,
+    service_accounts,
     system,
     uploads,
+    users,
     webhooks,
 )
+from app.api.key_uses import KeyUses
 from app.api.limits import Limiter
 from app.api.middleware import RequestContext
 from app.resources import Resources
 from app.schemas import examples
 from app.schemas.common import Wire
 
+# In the order in which their routes are tried.
+_RESOURCES = (
+    files,
+    uploads,
+    jobs,
+    events,
+    checkpoints,
+    permissions,
+    logs,
+    graders,
+    models,
+    webhooks,
+    projects,
+    project_users,
+    service_accounts,
+    project_keys,
+    users,
+    admin_keys,
+    admin,
+    organizations,
+    model_aliases,
+    system,
+)
 _ABOUT = "A self-hosted fine-tuning service that speaks OpenAI's API."
 
 
 def create_app(resources: Resources) -> FastAPI:
     app = _routes()
     app.state.resources = resources
+    app.state.uses = KeyUses(resources)
     app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
     app.state.limiter = Limiter(most) if (most := resources.settings.requests_per_minute) else None
     return app
+
+
+def routes() -> list[APIRoute]:
+    """All of the API's, those that the document leaves out included."""
+    return [route for resource in _RESOURCES for route in resource.router.routes if isinstance(route, APIRoute)]
 
 
 def describe() -> dict[str, Any]:
@@ -59,21 +98,7 @@ def _routes() -> FastAPI:
     )
     app.add_middleware(RequestContext)
     errors.install(app)
-    for resource in (
-        files,
-        uploads,
-        jobs,
-        events,
-        checkpoints,
-        permissions,
-        logs,
-        graders,
-        models,
-        webhooks,
-        admin,
-        model_aliases,
-        system,
-    ):
+    for resource in _RESOURCES:
         app.include_router(resource.router)
     app.openapi = partial(_described, app)
     return app
@@ -86,4 +111,9 @@ def _described(app: FastAPI) -> dict[str, Any]:
     for name, schema in document["components"]["schemas"].items():
         if name in shown:
             schema["examples"] = shown[name]
+    for route in routes():
+        need = access.need_of(route)
+        if need is not None and route.include_in_schema:
+            for method in route.methods or ():
+                document["paths"][route.path_format][method.lower()]["x-hone-needs"] = need.told(method)
     return document

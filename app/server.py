@@ -56,6 +56,7 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
             application.state.stopping.set()
             api.should_exit = True
             await answering
+        await application.state.uses.flush()
     return 0
 
 

@@ -1,9 +1,10 @@
 """/v1/admin, for the operator: the worker processes and how they are doing."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app.api import errors
-from app.api.deps import AUTHENTICATED, Opened, ReadSession, WriteSession, require_operator
+from app.api.access import needs
+from app.api.deps import Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.models import WorkerState
 from app.schemas.admin import SlotRead, WorkerList, WorkerRead
@@ -14,7 +15,7 @@ from app.services.workers import Seen
 router = APIRouter(
     prefix="/v1/admin",
     tags=["Administration"],
-    dependencies=[*AUTHENTICATED, Depends(require_operator)],
+    dependencies=needs("server"),
     responses={**errors.RESPONSES, 403: {"model": ErrorEnvelope, "description": "Not a key of the operator."}},
 )
 

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import Field
 
-from app.api import downloads, errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession
+from app.api import access, downloads
+from app.api.access import needs
+from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession
 from app.api.times import unix
 from app.db.models import Checkpoint
 from app.schemas.jobs import CheckpointList, CheckpointMetrics, CheckpointRead
@@ -17,12 +18,11 @@ from app.storage.base import StoredObject
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs/{fine_tuning_job_id}",
     tags=["Fine-tuning"],
-    dependencies=AUTHENTICATED,
-    responses=errors.RESPONSES,
+    responses=access.RESPONSES,
 )
 
 
-@router.get("/checkpoints")
+@router.get("/checkpoints", dependencies=needs("jobs"))
 async def list_fine_tuning_checkpoints(
     fine_tuning_job_id: str,
     principal: Caller,
@@ -41,8 +41,13 @@ async def list_fine_tuning_checkpoints(
     )
 
 
-@router.head("/checkpoints/{checkpoint_id}/adapter", include_in_schema=False)
-@router.get("/checkpoints/{checkpoint_id}/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
+@router.head("/checkpoints/{checkpoint_id}/adapter", include_in_schema=False, dependencies=needs("models"))
+@router.get(
+    "/checkpoints/{checkpoint_id}/adapter",
+    response_class=StreamingResponse,
+    dependencies=needs("models"),
+    responses={**downloads.RESPONSES},
+)
 async def download_checkpoint_adapter(
     fine_tuning_job_id: str,
     checkpoint_id: str,
@@ -58,8 +63,13 @@ async def download_checkpoint_adapter(
     return await downloads.respond(request, resources.storage, download)
 
 
-@router.head("/adapter", include_in_schema=False)
-@router.get("/adapter", response_class=StreamingResponse, responses={**downloads.RESPONSES})
+@router.head("/adapter", include_in_schema=False, dependencies=needs("models"))
+@router.get(
+    "/adapter",
+    response_class=StreamingResponse,
+    dependencies=needs("models"),
+    responses={**downloads.RESPONSES},
+)
 async def download_adapter(fine_tuning_job_id: str, request: Request, principal: Caller, resources: Opened) -> Response:
     """The adapter that a job made, as a zip archive of a standard PEFT directory."""
     async with resources.read() as session:

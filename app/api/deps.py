@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.api.limits import Limiter
 from app.auth import Principal
-from app.errors import Forbidden, InvalidRequest, Unauthenticated
+from app.errors import InvalidRequest, Unauthenticated
 from app.resources import Resources
 from app.services import keys
 
@@ -40,6 +40,8 @@ async def authenticate(
         raise Unauthenticated(_NO_KEY, headers={"WWW-Authenticate": "Bearer"})
     async with resources.read() as session:
         principal = await keys.authenticate(session, key.strip())
+    _require_selected(request, principal)
+    request.app.state.uses.note(principal)
     request.state.organization_id = principal.organization_id
     limiter: Limiter | None = request.app.state.limiter
     if limiter is not None:
@@ -47,11 +49,14 @@ async def authenticate(
     return principal
 
 
-async def require_operator(principal: Annotated[Principal, Depends(authenticate)], resources: Opened) -> None:
-    """Whoever holds a key of the default project runs the installation; other projects are its tenants."""
-    async with resources.read() as session:
-        if not await keys.is_operator(session, principal):
-            raise Forbidden("This needs a key of the server's operator, which is one of the default project.")
+def _require_selected(request: Request, principal: Principal) -> None:
+    """The headers select among what a key may see, which is one project or one organization. What else they name is
+    refused alike, whether there is such a thing or not. An admin key may name any project: its requests do so too."""
+    seen = {"OpenAI-Organization": principal.organization_id, "OpenAI-Project": principal.project_id}
+    for name, own in seen.items():
+        if own and any(value not in ("", own) for value in request.headers.getlist(name)):
+            kind = name.removeprefix("OpenAI-").lower()
+            raise Unauthenticated(f"{name} header should match {kind} for API key", code=f"mismatched_{kind}")
 
 
 async def read_session(resources: Opened) -> AsyncIterator[AsyncSession]:

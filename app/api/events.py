@@ -9,8 +9,9 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import Field
 
-from app.api import errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession
+from app.api import access
+from app.api.access import needs
+from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession
 from app.api.times import unix
 from app.auth import Principal
 from app.db.models import Event
@@ -27,8 +28,8 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-T
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs/{fine_tuning_job_id}/events",
     tags=["Fine-tuning"],
-    dependencies=AUTHENTICATED,
-    responses=errors.RESPONSES,
+    dependencies=needs("jobs"),
+    responses=access.RESPONSES,
 )
 
 

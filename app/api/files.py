@@ -6,15 +6,16 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import Field
 
-from app.api import downloads, errors, multipart
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
+from app.api import access, downloads, multipart
+from app.api.access import needs
+from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.models import File
 from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
 from app.services import files
 from app.storage.base import StoredObject
 
-router = APIRouter(prefix="/v1/files", tags=["Files"], dependencies=AUTHENTICATED, responses=errors.RESPONSES)
+router = APIRouter(prefix="/v1/files", tags=["Files"], dependencies=needs("files"), responses=access.RESPONSES)
 
 _UPLOAD_FORM: dict[str, Any] = {
     "type": "object",

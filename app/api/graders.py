@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
-from app.api import errors
-from app.api.deps import AUTHENTICATED, Caller, Opened
+from app.api import access
+from app.api.access import needs
+from app.api.deps import Caller, Opened
 from app.schemas.graders import (
     GraderDetails,
     GraderErrors,
@@ -18,7 +19,7 @@ from app.schemas.graders import (
 from app.services import graders
 
 router = APIRouter(
-    prefix="/v1/fine_tuning/alpha/graders", tags=["Graders"], dependencies=AUTHENTICATED, responses=errors.RESPONSES
+    prefix="/v1/fine_tuning/alpha/graders", tags=["Graders"], dependencies=needs("jobs"), responses=access.RESPONSES
 )
 
 

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from app.api import errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
+from app.api import access
+from app.api.access import needs
+from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.retries import REPEATED, ThisAttempt
 from app.api.times import unix, unix_or_none
 from app.db.models import Job, JobStatus
@@ -32,7 +33,7 @@ from app.services import integrations, jobs, retries
 from app.settings import Settings
 
 router = APIRouter(
-    prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], dependencies=AUTHENTICATED, responses=errors.RESPONSES
+    prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], dependencies=needs("jobs"), responses=access.RESPONSES
 )
 
 

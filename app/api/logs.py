@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from app.api import errors
-from app.api.deps import AUTHENTICATED, Caller, Opened
+from app.api import access
+from app.api.access import needs
+from app.api.deps import Caller, Opened
 from app.auth import Principal
 from app.resources import Resources
 from app.services import logs
@@ -16,8 +17,8 @@ _POLL_SECONDS = 0.5
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs/{fine_tuning_job_id}/logs",
     tags=["Fine-tuning"],
-    dependencies=AUTHENTICATED,
-    responses=errors.RESPONSES,
+    dependencies=needs("jobs"),
+    responses=access.RESPONSES,
 )
 
 

@@ -1,9 +1,10 @@
 """/v1/admin/model_aliases, for the operator: other names of base models."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app.api import errors
-from app.api.deps import AUTHENTICATED, ReadSession, WriteSession, require_operator
+from app.api.access import needs
+from app.api.deps import ReadSession, WriteSession
 from app.api.times import unix
 from app.db.models import ModelAlias
 from app.schemas.admin import ModelAliasCreate, ModelAliasDeleted, ModelAliasList, ModelAliasRead
@@ -13,7 +14,7 @@ from app.services import model_aliases
 router = APIRouter(
     prefix="/v1/admin/model_aliases",
     tags=["Administration"],
-    dependencies=[*AUTHENTICATED, Depends(require_operator)],
+    dependencies=needs("server"),
     responses={**errors.RESPONSES, 403: {"model": ErrorEnvelope, "description": "Not a key of the operator."}},
 )
 

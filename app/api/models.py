@@ -5,8 +5,9 @@ import re
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from app.api import downloads, errors
-from app.api.deps import AUTHENTICATED, Caller, Opened, ReadSession, WriteSession
+from app.api import access, downloads
+from app.api.access import needs
+from app.api.deps import Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix
 from app.auth import Principal
 from app.db.models import BaseModel, ModelAlias
@@ -14,7 +15,7 @@ from app.schemas.models import ModelDeleted, ModelDetails, ModelList, ModelRead
 from app.services import models
 from app.storage.base import StoredObject
 
-router = APIRouter(prefix="/v1/models", tags=["Models"], dependencies=AUTHENTICATED, responses=errors.RESPONSES)
+router = APIRouter(prefix="/v1/models", tags=["Models"], dependencies=needs("models"), responses=access.RESPONSES)
 
 
 @router.get("")

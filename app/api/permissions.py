@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Header
 from pydantic import Field
 
-from app.api import errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, ReadSession, WriteSession
+from app.api import access
+from app.api.access import needs
+from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix
+from app.auth import Principal
 from app.db.models import CheckpointPermission
 from app.schemas.permissions import PermissionCreate, PermissionDeleted, PermissionList, PermissionRead
 from app.services import checkpoint_permissions as permissions
@@ -17,15 +19,31 @@ from app.services import checkpoint_permissions as permissions
 router = APIRouter(
     prefix="/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint:path}/permissions",
     tags=["Fine-tuning"],
-    dependencies=AUTHENTICATED,
-    responses=errors.RESPONSES,
+    dependencies=needs("models", admin_keys=True),
+    responses=access.RESPONSES,
 )
+
+
+async def sharer(
+    fine_tuned_model_checkpoint: str,
+    principal: Caller,
+    resources: Opened,
+    openai_project: Annotated[str | None, Header(description="Of an admin key: only a model of this project.")] = None,
+) -> Principal:
+    """OpenAI asks for an admin key here; a key of the project that has the model does as well."""
+    async with resources.read() as session:
+        return await permissions.sharer(
+            session, principal, model_name=fine_tuned_model_checkpoint, project_id=openai_project or None
+        )
+
+
+Sharer = Annotated[Principal, Depends(sharer)]
 
 
 @router.get("")
 async def list_fine_tuning_checkpoint_permissions(
     fine_tuned_model_checkpoint: str,
-    principal: Caller,
+    principal: Sharer,
     session: ReadSession,
     project_id: str | None = None,
     after: After = None,
@@ -47,7 +65,7 @@ async def list_fine_tuning_checkpoint_permissions(
 
 @router.post("")
 async def create_fine_tuning_checkpoint_permission(
-    fine_tuned_model_checkpoint: str, body: PermissionCreate, principal: Caller, session: WriteSession
+    fine_tuned_model_checkpoint: str, body: PermissionCreate, principal: Sharer, session: WriteSession
 ) -> PermissionList:
     """Share a model or checkpoint with other projects of the organization. Repeating it changes nothing."""
     made = await permissions.create(
@@ -58,7 +76,7 @@ async def create_fine_tuning_checkpoint_permission(
 
 @router.delete("/{permission_id}")
 async def delete_fine_tuning_checkpoint_permission(
-    fine_tuned_model_checkpoint: str, permission_id: str, principal: Caller, session: WriteSession
+    fine_tuned_model_checkpoint: str, permission_id: str, principal: Sharer, session: WriteSession
 ) -> PermissionDeleted:
     """Take it back, at once; jobs that have begun from it go on."""
     deleted = await permissions.delete(

@@ -9,8 +9,9 @@ from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Request
 
-from app.api import errors, multipart
-from app.api.deps import AUTHENTICATED, Caller, Opened, WriteSession
+from app.api import access, multipart
+from app.api.access import needs
+from app.api.deps import Caller, Opened, WriteSession
 from app.api.files import to_read as file_to_read
 from app.api.times import unix
 from app.auth import Principal
@@ -23,7 +24,7 @@ from app.services import files, uploads
 from app.storage import keys
 from app.storage.base import Storage, StoredObject
 
-router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], dependencies=AUTHENTICATED, responses=errors.RESPONSES)
+router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], dependencies=needs("files"), responses=access.RESPONSES)
 
 _PART_FORM: dict[str, Any] = {
     "type": "object",

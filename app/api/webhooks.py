@@ -5,8 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import Field
 
-from app.api import errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
+from app.api import access
+from app.api.access import needs
+from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
 from app.schemas.webhooks import (
@@ -25,7 +26,7 @@ from app.schemas.webhooks import (
 )
 from app.services import webhook_events, webhook_signing, webhooks
 
-router = APIRouter(prefix="/v1", tags=["Webhooks"], dependencies=AUTHENTICATED, responses=errors.RESPONSES)
+router = APIRouter(prefix="/v1", tags=["Webhooks"], dependencies=needs("jobs"), responses=access.RESPONSES)
 
 Limit = Annotated[int, Field(ge=0, le=100), PLAIN_INTEGER]
 

@@ -7,7 +7,9 @@ from typing import Any
 from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.auth import Role
 from app.db.base import Base, JobRow, ProjectRow
+from app.db.tenancy_models import AdminApiKey, User
 from worker.contract.extension import DEFAULT_POOL
 
 
@@ -39,28 +41,47 @@ class WorkerState(StrEnum):
 
 
 class Organization(Base):
+    """Its name is a part of its models' names. While it is disabled, no key of it is good."""
+
     __tablename__ = "organizations"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]
 
 
 class Project(Base):
+    """Its organization archives it, for good; the operator may disable it for a while. No key of it is good then."""
+
     __tablename__ = "projects"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     name: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
+    archived_at: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
 
 
 class ApiKey(Base):
+    """A key of a project, of its own or of a user or a service account of the project.
+
+    It may do what its role, its owner's role and its scopes allow, all three; without scopes, what the roles do.
+    """
+
     __tablename__ = "api_keys"
+    __table_args__ = (Index(None, "project_id", "created_at", "id"), Index(None, "user_id"))
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     name: Mapped[str] = mapped_column(String(64))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     hint: Mapped[str] = mapped_column(String(32))
+    role: Mapped[Role] = mapped_column(String(16), default=Role.OWNER)
+    scopes: Mapped[list[str] | None]
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id"))
+    service_account_id: Mapped[str | None] = mapped_column(ForeignKey("service_accounts.id"))
     created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
 
 
@@ -357,4 +378,14 @@ class GraderRun(ProjectRow):
     expires_at: Mapped[datetime]
 
 
-SERVER_TABLES = (Organization, Project, ApiKey, BaseModel, BaseModelFile, ModelAlias, Worker)
+SERVER_TABLES = (
+    Organization,
+    Project,
+    ApiKey,
+    User,
+    AdminApiKey,
+    BaseModel,
+    BaseModelFile,
+    ModelAlias,
+    Worker,
+)

@@ -14,11 +14,13 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from app.auth import Principal
 from app.db.base import Base, JobRow, ProjectRow
-from app.db.models import SERVER_TABLES, Checkpoint, CheckpointPermission, FineTunedModel
+from app.db.models import SERVER_TABLES, Checkpoint, CheckpointPermission, FineTunedModel, Project
+from app.db.tenancy_models import AdminApiKey, User
 
 Row = TypeVar("Row", bound=Base)
 TenantRow = TypeVar("TenantRow", bound=ProjectRow)
 RowOfJob = TypeVar("RowOfJob", bound=JobRow)
+OrganizationRow = TypeVar("OrganizationRow", Project, User, AdminApiKey)
 
 
 def scoped(model: type[TenantRow], principal: Principal) -> Select[TenantRow]:
@@ -48,6 +50,11 @@ def server_rows(model: type[Row]) -> Select[Row]:
 def of_project(model: type[TenantRow], project_id: str) -> Select[TenantRow]:
     """Rows of the project that owns what is in hand already: a job by its lease, a model that may be read."""
     return select(model).where(model.project_id == project_id)
+
+
+def of_organization(model: type[OrganizationRow], principal: Principal) -> Select[OrganizationRow]:
+    """Projects, users and admin keys of the caller's organization and of no other."""
+    return select(model).where(model.organization_id == principal.organization_id)
 
 
 def of_job(model: type[RowOfJob], job_id: str) -> Select[RowOfJob]:

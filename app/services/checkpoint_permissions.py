@@ -11,11 +11,29 @@ from typing import Literal
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
-from app.db.models import CheckpointPermission, Project
-from app.db.queries import scoped, server_rows
+from app.db.models import Checkpoint, CheckpointPermission, FineTunedModel, Project
+from app.db.queries import of_organization, scoped
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.services import adapters, lookup
+
+
+async def sharer(session: AsyncSession, principal: Principal, *, model_name: str, project_id: str | None) -> Principal:
+    """As whom the caller shares: itself; an admin key as the project of its organization that has the model.
+
+    `project_id` leaves only that project. Where there is none, the principal owns nothing, and so finds nothing.
+    """
+    if not principal.is_admin_key:
+        return principal
+    projects = of_organization(Project, principal)
+    if project_id is not None:
+        projects = projects.where(Project.id == project_id)
+    models = projects.join(FineTunedModel, FineTunedModel.project_id == Project.id)
+    checkpoints = projects.join(Checkpoint, Checkpoint.project_id == Project.id)
+    owner = await lookup.find(session, models, FineTunedModel.id, model_name) or await lookup.find(
+        session, checkpoints, Checkpoint.model_name, model_name
+    )
+    return principal if owner is None else Principal(principal.key_id, owner.id, owner.organization_id)
 
 
 async def search(
@@ -107,5 +125,4 @@ async def _require_own(session: AsyncSession, principal: Principal, model_name: 
 
 
 async def _project(session: AsyncSession, principal: Principal, project_id: str) -> Project | None:
-    query = server_rows(Project).where(Project.organization_id == principal.organization_id)
-    return await lookup.find(session, query, Project.id, project_id)
+    return await lookup.find(session, of_organization(Project, principal), Project.id, project_id)

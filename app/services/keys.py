@@ -1,39 +1,57 @@
 """API keys: who a key stands for, and the first key of an installation."""
 
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, and_, or_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.auth import Principal, hash_key, key_hint, new_key
+from app.auth import ADMIN_KEY_PREFIX, Principal, Role, Scope, hash_key, key_hint, lesser, new_key
 from app.db.models import ApiKey, Organization, Project
 from app.db.queries import alone, server_rows
-from app.errors import InvalidRequest, Unauthenticated
+from app.db.tenancy_models import AdminApiKey, ProjectUser, ServiceAccount
+from app.errors import Unauthenticated
 from app.ids import new_id, utc_now
+from app.services import names
 
 _DEFAULT = "default project"
-_MAX_NAME_CHARACTERS = 64
 
 
 async def authenticate(session: AsyncSession, key: str) -> Principal:
-    """Raises Unauthenticated. Keys are found by their hash, so the time taken tells nothing about them."""
-    query = (
-        server_rows(ApiKey)
-        .join(Project, Project.id == ApiKey.project_id)
-        .where(ApiKey.key_hash == hash_key(key), ApiKey.revoked_at.is_(None))
-        .with_only_columns(ApiKey.id, ApiKey.project_id, Project.organization_id)
-    )
-    row = (await session.execute(query)).one_or_none()
-    if row is None:
+    """Raises Unauthenticated. Keys are found by their hash, so the time taken tells nothing about them.
+
+    One query reads the key and all that bounds it: nothing is remembered from one request to the next, so whatever is
+    revoked, removed or disabled is so for every process at once.
+    """
+    found = await _administrator(session, key) if key.startswith(ADMIN_KEY_PREFIX) else None
+    found = found or await _of_project(session, key)
+    if found is None:
         raise Unauthenticated(f"Incorrect API key provided: {_masked(key)}.", code="invalid_api_key")
-    return Principal(*row)
+    return found
 
 
 async def is_valid(session: AsyncSession, principal: Principal) -> bool:
-    """Whether the caller's key, which was good when the request began, has not been revoked since."""
-    query = server_rows(ApiKey).where(ApiKey.id == principal.key_id, ApiKey.revoked_at.is_(None))
+    """Whether the caller's key, which was good when the request began, still is."""
+    query = (
+        _unrevoked()
+        .where(ApiKey.id == principal.key_id, or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > utc_now()))
+        .where(Organization.disabled_at.is_(None), Project.archived_at.is_(None), Project.disabled_at.is_(None))
+    )
     return await session.scalar(query) is not None
 
 
+async def record_uses(session: AsyncSession, uses: Mapping[str, datetime]) -> None:
+    """Of keys of either kind, by their ids. Other processes record theirs: what is later stays."""
+    for model in (ApiKey, AdminApiKey):
+        query = server_rows(model).where(model.id.in_(uses)).order_by(model.id)
+        for row in await session.scalars(query.with_for_update()):
+            if row.last_used_at is None or row.last_used_at < uses[row.id]:
+                row.last_used_at = uses[row.id]
+
+
 async def is_operator(session: AsyncSession, principal: Principal) -> bool:
-    """Whether the caller's project is the default one, whose keys only somebody at the server can make."""
+    """Whether the caller's project is the default one, which the first start has made."""
     project = await _default_project(session)
     return project is not None and project.id == principal.project_id
 
@@ -60,8 +78,7 @@ async def bootstrap(session: AsyncSession, *, api_key: str | None) -> str | None
 
 async def add_to_default_project(session: AsyncSession, *, name: str) -> str:
     """Make another key for the default project and return it; it is stored nowhere in clear."""
-    if not 1 <= len(name) <= _MAX_NAME_CHARACTERS or not name.isprintable():
-        raise InvalidRequest(f"A key's name has 1 to {_MAX_NAME_CHARACTERS} characters that print.", param="name")
+    names.require(name)
     project = await default_project(session)
     made = new_key()
     create(session, project_id=project.id, name=name, key=made)
@@ -88,7 +105,8 @@ async def create_project(session: AsyncSession, *, name: str, organization_id: s
     return project
 
 
-def create(session: AsyncSession, *, project_id: str, name: str, key: str) -> ApiKey:
+def create(session: AsyncSession, *, project_id: str, name: str, key: str, **columns: Any) -> ApiKey:
+    """All of the project, unless `columns` say otherwise."""
     row = ApiKey(
         id=new_id("key_"),
         project_id=project_id,
@@ -96,9 +114,77 @@ def create(session: AsyncSession, *, project_id: str, name: str, key: str) -> Ap
         key_hash=hash_key(key),
         hint=key_hint(key),
         created_at=utc_now(),
+        **columns,
     )
     session.add(row)
     return row
+
+
+async def _administrator(session: AsyncSession, key: str) -> Principal | None:
+    query = (
+        server_rows(AdminApiKey)
+        .join(Organization, Organization.id == AdminApiKey.organization_id)
+        .where(AdminApiKey.key_hash == hash_key(key), AdminApiKey.revoked_at.is_(None))
+        .add_columns(Organization)
+    )
+    found = (await session.execute(query)).one_or_none()
+    if found is None:
+        return None
+    row, organization = found
+    _require_not_expired(key, row.expires_at)
+    _require_enabled(organization)
+    return Principal(row.id, "", organization.id)
+
+
+async def _of_project(session: AsyncSession, key: str) -> Principal | None:
+    is_member = and_(ProjectUser.project_id == ApiKey.project_id, ProjectUser.user_id == ApiKey.user_id)
+    is_account = and_(ServiceAccount.id == ApiKey.service_account_id, ServiceAccount.deleted_at.is_(None))
+    query = (
+        _unrevoked()
+        .outerjoin(ProjectUser, is_member)
+        .outerjoin(ServiceAccount, is_account)
+        .where(ApiKey.key_hash == hash_key(key))
+        .add_columns(Organization, Project, ProjectUser.role, ServiceAccount.role)
+    )
+    found = (await session.execute(query)).one_or_none()
+    if found is None:
+        return None
+    row, organization, project, user_role, account_role = found
+    if (row.user_id is not None and user_role is None) or (row.service_account_id is not None and account_role is None):
+        return None  # whose key it is has left the project
+    _require_not_expired(key, row.expires_at)
+    _require_enabled(organization, project)
+    role = Role(row.role)
+    for owners in (user_role, account_role):
+        role = role if owners is None else lesser(role, Role(owners))
+    scopes = None if row.scopes is None else frozenset(Scope(scope) for scope in row.scopes)
+    return Principal(row.id, project.id, organization.id, role, scopes)
+
+
+def _require_not_expired(key: str, expires_at: datetime | None) -> None:
+    if expires_at is not None and expires_at <= utc_now():
+        raise Unauthenticated(f"The API key {_masked(key)} has expired.", code="api_key_expired")
+
+
+def _require_enabled(organization: Organization, project: Project | None = None) -> None:
+    if organization.disabled_at is not None:
+        sentence = "The organization of this API key is disabled by the server's operator."
+        raise Unauthenticated(sentence, code="organization_disabled")
+    if project is not None and project.archived_at is not None:
+        raise Unauthenticated("The project of this API key has been archived.", code="project_archived")
+    if project is not None and project.disabled_at is not None:
+        sentence = "The project of this API key is disabled by the server's operator."
+        raise Unauthenticated(sentence, code="project_disabled")
+
+
+def _unrevoked() -> Select[ApiKey]:
+    """Joined with their project and its organization, either of which may be disabled."""
+    return (
+        server_rows(ApiKey)
+        .join(Project, Project.id == ApiKey.project_id)
+        .join(Organization, Organization.id == Project.organization_id)
+        .where(ApiKey.revoked_at.is_(None))
+    )
 
 
 async def _default_project(session: AsyncSession) -> Project | None:

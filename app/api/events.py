@@ -10,7 +10,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import Field
 
 from app.api import errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession
+from app.api.deps import AUTHENTICATED, MAY_BE_EMPTY, PLAIN_INTEGER, After, Caller, Opened, ReadSession
 from app.api.times import unix
 from app.auth import Principal
 from app.db.models import Event
@@ -51,7 +51,7 @@ async def list_fine_tuning_events(
     after: After = None,
     limit: Annotated[int, Field(ge=0, le=1000), PLAIN_INTEGER] = 20,
     stream: Annotated[
-        bool, Query(description="Follow the job: oldest first, those after `after`, until its end.")
+        bool, MAY_BE_EMPTY, Query(description="Follow the job: oldest first, those after `after`, until its end.")
     ] = False,
     last_event_id: Annotated[
         str | None, Header(description="Where a stream goes on that was cut off; goes before `after`.")

@@ -7,7 +7,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import Field
 
 from app.api import downloads, errors, multipart
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
+from app.api.deps import AUTHENTICATED, MAY_BE_EMPTY, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.models import File
 from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
@@ -56,8 +56,8 @@ async def list_files(
     session: ReadSession,
     after: After = None,
     limit: Annotated[int, Field(ge=0, le=10000), PLAIN_INTEGER] = 10000,
-    order: Literal["asc", "desc"] = "desc",
-    purpose: str | None = None,
+    order: Annotated[Literal["asc", "desc"], MAY_BE_EMPTY] = "desc",
+    purpose: Annotated[str | None, MAY_BE_EMPTY] = None,
 ) -> FileList:
     """List the project's files, newest first."""
     page = await files.search(session, principal, purpose=purpose, after=after, limit=limit, order=order)

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from app.api import errors
-from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, ReadSession, WriteSession
+from app.api.deps import AUTHENTICATED, MAY_BE_EMPTY, PLAIN_INTEGER, After, Caller, ReadSession, WriteSession
 from app.api.times import unix
 from app.db.models import CheckpointPermission
 from app.schemas.permissions import PermissionCreate, PermissionDeleted, PermissionList, PermissionRead
@@ -27,10 +27,10 @@ async def list_fine_tuning_checkpoint_permissions(
     fine_tuned_model_checkpoint: str,
     principal: Caller,
     session: ReadSession,
-    project_id: str | None = None,
+    project_id: Annotated[str | None, MAY_BE_EMPTY] = None,
     after: After = None,
     limit: Annotated[int, Field(ge=0, le=100), PLAIN_INTEGER] = 10,
-    order: Literal["ascending", "descending"] = "descending",
+    order: Annotated[Literal["ascending", "descending"], MAY_BE_EMPTY] = "descending",
 ) -> PermissionList:
     """List the projects that a model or checkpoint of this project is shared with."""
     page = await permissions.search(

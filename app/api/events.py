@@ -16,6 +16,7 @@ from app.auth import Principal
 from app.db.models import Event
 from app.errors import Unavailable
 from app.resources import Resources
+from app.schemas import examples
 from app.schemas.jobs import EventList, EventRead
 from app.services import event_feed, jobs, keys
 from app.services.event_feed import News
@@ -38,7 +39,7 @@ router = APIRouter(
     responses={
         200: {
             "description": "The events. With `stream=true`, one message each, and `[DONE]` after the job's end.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENT_STREAM}},
         }
     },
 )

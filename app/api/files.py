@@ -10,6 +10,7 @@ from app.api import downloads, errors, multipart
 from app.api.deps import AUTHENTICATED, MAY_BE_EMPTY, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.models import File
+from app.schemas import examples
 from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
 from app.services import files
 from app.storage.base import StoredObject
@@ -31,7 +32,12 @@ _UPLOAD_FORM: dict[str, Any] = {
 @router.post(
     "",
     response_model=FileRead,
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD_FORM}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": _UPLOAD_FORM, "example": examples.FILE_FORM}},
+        }
+    },
 )
 async def create_file(request: Request, principal: Caller, resources: Opened) -> FileRead:
     """Upload a file. One for fine-tuning must be JSONL."""

@@ -38,8 +38,12 @@ class ErrorEnvelope(Wire):
 
 
 class Health(Wire):
+    model_config = examples.HEALTH
+
     status: Literal["ok"]
 
 
 class Readiness(Health):
+    model_config = examples.READINESS
+
     queue: Literal["ok", "away"]

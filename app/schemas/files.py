@@ -48,6 +48,8 @@ class FileRead(Wire):
 
 
 class FileList(Wire):
+    model_config = examples.FILES
+
     object: Literal["list"] = "list"
     data: list[FileRead]
     first_id: str | None
@@ -56,6 +58,8 @@ class FileList(Wire):
 
 
 class FileDeleted(Wire):
+    model_config = examples.FILE_DELETED
+
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True

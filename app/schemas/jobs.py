@@ -261,6 +261,8 @@ class JobRead(Wire):
 
 
 class JobList(Wire):
+    model_config = examples.JOBS
+
     object: Literal["list"] = "list"
     data: list[JobRead]
     has_more: bool
@@ -279,6 +281,8 @@ class EventRead(Wire):
 
 
 class EventList(Wire):
+    model_config = examples.EVENTS
+
     object: Literal["list"] = "list"
     data: list[EventRead]
     has_more: bool
@@ -307,6 +311,8 @@ class CheckpointRead(Wire):
 
 
 class CheckpointList(Wire):
+    model_config = examples.CHECKPOINTS
+
     object: Literal["list"] = "list"
     data: list[CheckpointRead]
     first_id: str | None

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import re
 import shutil
+import unicodedata
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -89,7 +91,14 @@ async def model_name(session: AsyncSession, job: Job) -> str:
     """ft:<base>:<organization>:<suffix or nothing>:<8 random characters>, as at OpenAI."""
     query = server_rows(Organization).where(Organization.id == job.organization_id)
     organization = (await session.execute(query)).scalar_one()
-    return f"ft:{job.base_model_id}:{organization.name}:{job.suffix or ''}:{random_text(8)}"
+    return f"ft:{job.base_model_id}:{organization.name}:{name_part(job.suffix or '')}:{random_text(8)}"
+
+
+def name_part(text: str) -> str:
+    """`text` as it may stand in a model's name, which is divided by colons and stands in URLs: "Schöne neue Welt!" as
+    "Schone-neue-Welt"; nothing is left of what has no letters of ASCII. At most 64 characters."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", plain).strip("-")[:64]
 
 
 async def _register(

@@ -77,12 +77,19 @@ def run_prepare(request: PrepareRequest) -> PrepareReport:
     tokenizer = RowTokenizer(
         request.base_directory, request.rendering_date, last_turn_only=request.train_on_last_turn_only
     )
-    training = _FileRun("training_file", Path(request.training_file), output / "training.safetensors")
+    training = _FileRun(
+        "training_file", request.training_file_id, Path(request.training_file), output / "training.safetensors"
+    )
     training.prepare(tokenizer, request)
     error = training.verdict(min_examples=MIN_TRAINING_EXAMPLES)
     validation = None
     if request.validation_file is not None:
-        validation = _FileRun("validation_file", Path(request.validation_file), output / "validation.safetensors")
+        validation = _FileRun(
+            "validation_file",
+            request.validation_file_id,
+            Path(request.validation_file),
+            output / "validation.safetensors",
+        )
         validation.is_completion = training.is_completion
         validation.prepare(tokenizer, request)
         error = error or validation.verdict(min_examples=1)
@@ -111,6 +118,7 @@ class _FileRun:
     """One file on its way: what was counted and what was wrong so far."""
 
     param: Literal["training_file", "validation_file"]
+    file_id: str | None
     source: Path
     target: Path
     is_completion: bool | None = None  # of the first good row, which all others must be like
@@ -241,6 +249,8 @@ class _FileRun:
             is_extra = self.first_fault is Fault.EXTRA_KEY
             cause = f"a file format error in the {kind} file" if is_extra else f"an invalid {kind} file"
             detail = first.message if self.first_fault in ENDING_FAULTS else f"Invalid file format. {first.message}"
+            if self.file_id is not None:  # whoever checks a line knows no file
+                detail = detail.replace("Input file is", f"Input file {self.file_id} is", 1)
             code = "invalid_file_format" if is_extra else "invalid_training_file"
             return Verdict(
                 code=code if is_training else "invalid_validation_file",

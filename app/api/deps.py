@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticUseDefault
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.api.limits import Limiter
@@ -84,6 +84,13 @@ async def no_repeated_parameters(request: Request) -> None:
         seen.add(name)
 
 
+def _default_if_empty(value: object) -> object:
+    """`?after=` is how the Node client writes null, and what forms send whose field nobody has filled in."""
+    if value == "":
+        raise PydanticUseDefault
+    return value
+
+
 def _plain_integer(value: object) -> object:
     """Python would also take "1_0", " 5" and digits of other scripts."""
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,9}", value):
@@ -91,7 +98,8 @@ def _plain_integer(value: object) -> object:
     return value
 
 
-PLAIN_INTEGER = BeforeValidator(_plain_integer)
-After = Annotated[str | None, Query(description="The id of the last item of the page before.")]
+MAY_BE_EMPTY = BeforeValidator(_default_if_empty)
+PLAIN_INTEGER = BeforeValidator(lambda value: _plain_integer(_default_if_empty(value)))
+After = Annotated[str | None, MAY_BE_EMPTY, Query(description="The id of the last item of the page before.")]
 
 AUTHENTICATED = [Depends(authenticate), Depends(no_repeated_parameters)]

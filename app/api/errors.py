@@ -135,6 +135,8 @@ def _explain(fault: Mapping[str, Any]) -> InvalidRequest:
     if kind in ("too_long", "too_short"):  # pydantic's own sentence speaks of validation, and of items in a text
         limit = f"most {fault['ctx']['max_length']}" if kind == "too_long" else f"least {fault['ctx']['min_length']}"
         reason = f"expected at {limit} {'characters' if isinstance(value, str) else 'items'}"
+    elif kind == "bool_parsing":
+        reason = "expected true or false"
     else:
         reason = fault["msg"].removeprefix("Input should be ")
         reason = reason if reason.startswith(("expected", "String")) else f"expected {reason}"

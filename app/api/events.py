@@ -11,12 +11,13 @@ from pydantic import Field
 
 from app.api import access
 from app.api.access import needs
-from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession
+from app.api.deps import MAY_BE_EMPTY, PLAIN_INTEGER, After, Caller, Opened, ReadSession
 from app.api.times import unix
 from app.auth import Principal
 from app.db.models import Event
 from app.errors import Unavailable
 from app.resources import Resources
+from app.schemas import examples
 from app.schemas.jobs import EventList, EventRead
 from app.services import event_feed, jobs, keys
 from app.services.event_feed import News
@@ -39,7 +40,7 @@ router = APIRouter(
     responses={
         200: {
             "description": "The events. With `stream=true`, one message each, and `[DONE]` after the job's end.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENT_STREAM}},
         }
     },
 )
@@ -52,7 +53,7 @@ async def list_fine_tuning_events(
     after: After = None,
     limit: Annotated[int, Field(ge=0, le=1000), PLAIN_INTEGER] = 20,
     stream: Annotated[
-        bool, Query(description="Follow the job: oldest first, those after `after`, until its end.")
+        bool, MAY_BE_EMPTY, Query(description="Follow the job: oldest first, those after `after`, until its end.")
     ] = False,
     last_event_id: Annotated[
         str | None, Header(description="Where a stream goes on that was cut off; goes before `after`.")

@@ -8,9 +8,10 @@ from pydantic import Field
 
 from app.api import access, downloads, multipart
 from app.api.access import needs
-from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
+from app.api.deps import MAY_BE_EMPTY, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
 from app.db.models import File
+from app.schemas import examples
 from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
 from app.services import files
 from app.storage.base import StoredObject
@@ -32,7 +33,12 @@ _UPLOAD_FORM: dict[str, Any] = {
 @router.post(
     "",
     response_model=FileRead,
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD_FORM}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": _UPLOAD_FORM, "example": examples.FILE_FORM}},
+        }
+    },
 )
 async def create_file(request: Request, principal: Caller, resources: Opened) -> FileRead:
     """Upload a file. One for fine-tuning must be JSONL."""
@@ -57,8 +63,8 @@ async def list_files(
     session: ReadSession,
     after: After = None,
     limit: Annotated[int, Field(ge=0, le=10000), PLAIN_INTEGER] = 10000,
-    order: Literal["asc", "desc"] = "desc",
-    purpose: str | None = None,
+    order: Annotated[Literal["asc", "desc"], MAY_BE_EMPTY] = "desc",
+    purpose: Annotated[str | None, MAY_BE_EMPTY] = None,
 ) -> FileList:
     """List the project's files, newest first."""
     page = await files.search(session, principal, purpose=purpose, after=after, limit=limit, order=order)

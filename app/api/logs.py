@@ -11,6 +11,7 @@ from app.api.access import needs
 from app.api.deps import Caller, Opened
 from app.auth import Principal
 from app.resources import Resources
+from app.schemas import examples
 from app.services import logs
 
 _POLL_SECONDS = 0.5
@@ -25,7 +26,12 @@ router = APIRouter(
 @router.get(
     "",
     response_class=StreamingResponse,
-    responses={200: {"description": "The log so far.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {
+            "description": "The log so far.",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": examples.LOG}},
+        }
+    },
 )
 async def read_log(
     fine_tuning_job_id: str, principal: Caller, resources: Opened, follow: bool = False

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from app.api import access
 from app.api.access import needs
-from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
+from app.api.deps import MAY_BE_EMPTY, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix
 from app.auth import Principal
 from app.db.models import CheckpointPermission
@@ -45,10 +45,10 @@ async def list_fine_tuning_checkpoint_permissions(
     fine_tuned_model_checkpoint: str,
     principal: Sharer,
     session: ReadSession,
-    project_id: str | None = None,
+    project_id: Annotated[str | None, MAY_BE_EMPTY] = None,
     after: After = None,
     limit: Annotated[int, Field(ge=0, le=100), PLAIN_INTEGER] = 10,
-    order: Literal["ascending", "descending"] = "descending",
+    order: Annotated[Literal["ascending", "descending"], MAY_BE_EMPTY] = "descending",
 ) -> PermissionList:
     """List the projects that a model or checkpoint of this project is shared with."""
     page = await permissions.search(

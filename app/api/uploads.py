@@ -45,7 +45,12 @@ async def create_upload(body: UploadCreate, principal: Caller, session: WriteSes
 @router.post(
     "/{upload_id}/parts",
     response_model=UploadPartRead,
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _PART_FORM}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": _PART_FORM, "example": {"data": "(up to 64 MiB)"}}},
+        }
+    },
 )
 async def add_upload_part(upload_id: str, request: Request, principal: Caller, resources: Opened) -> UploadPartRead:
     """Send a part of up to 64 MiB. Their order is told at the end."""

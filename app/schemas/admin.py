@@ -19,6 +19,8 @@ class SlotRead(Wire):
 
 
 class WorkerRead(Wire):
+    model_config = examples.WORKER
+
     id: str
     object: Literal["worker"] = "worker"
     hostname: str
@@ -40,6 +42,8 @@ class WorkerRead(Wire):
 
 
 class WorkerList(Wire):
+    model_config = examples.WORKERS
+
     object: Literal["list"] = "list"
     data: list[WorkerRead]
 
@@ -52,6 +56,8 @@ class ModelAliasCreate(Wire):
 
 
 class ModelAliasRead(Wire):
+    model_config = examples.MODEL_ALIAS
+
     id: str
     object: Literal["model_alias"] = "model_alias"
     base_model: str
@@ -59,11 +65,15 @@ class ModelAliasRead(Wire):
 
 
 class ModelAliasList(Wire):
+    model_config = examples.MODEL_ALIASES
+
     object: Literal["list"] = "list"
     data: list[ModelAliasRead]
 
 
 class ModelAliasDeleted(Wire):
+    model_config = examples.MODEL_ALIAS_DELETED
+
     id: str
     object: Literal["model_alias"] = "model_alias"
     deleted: Literal[True] = True

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from app.schemas import examples
 
@@ -12,6 +12,14 @@ class Wire(BaseModel):
 
     # Answers hold every field: the document may say so.
     model_config = ConfigDict(strict=True, json_schema_serialization_defaults_required=True)
+
+
+def whole(value: object) -> object:
+    """JSON knows one kind of number: 3.0 is the integer 3, and that is how some clients' languages write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(whole)
 
 
 class ErrorBody(Wire):
@@ -30,8 +38,12 @@ class ErrorEnvelope(Wire):
 
 
 class Health(Wire):
+    model_config = examples.HEALTH
+
     status: Literal["ok"]
 
 
 class Readiness(Health):
+    model_config = examples.READINESS
+
     queue: Literal["ok", "away"]

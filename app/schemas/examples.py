@@ -1,5 +1,6 @@
 """What objects on the wire look like, for the OpenAPI document; `tests/unit/test_examples.py` holds them to it."""
 
+import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -60,6 +61,20 @@ def shown(*examples: Example) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": list(examples)})
 
 
+def listed(of: ConfigDict, *, ends: bool = False, more: bool | None = False) -> ConfigDict:
+    """The configuration of a list of what `of` shows first: with the ids of both ends, and whether there is more."""
+    extra: Any = of.get("json_schema_extra")
+    item = extra["examples"][0]
+    page: Example = {"object": "list", "data": [item]}
+    if ends:
+        page |= {"first_id": item["id"], "last_id": item["id"]}
+    return shown(page if more is None else page | {"has_more": more})
+
+
+def deleted(item_id: str, kind: str) -> ConfigDict:
+    return shown({"id": item_id, "object": kind, "deleted": True})
+
+
 def of_kinds(root: type[BaseModel]) -> dict[str, list[Example]]:
     """What each model below `root` shows, by its name."""
     found: dict[str, list[Example]] = {}
@@ -82,6 +97,10 @@ ERROR = shown(
     }
 )
 FILE = shown(_FILE)
+FILES = listed(FILE, ends=True)
+FILE_DELETED = deleted(_FILE["id"], "file")
+_ROW = {"messages": [*_MESSAGES, {"role": "assistant", "content": "Open the settings and choose a new password."}]}
+FILE_FORM: Example = {"file": json.dumps(_ROW) + "\n", "purpose": "fine-tune"}
 UPLOAD_CREATE = shown(
     {"filename": "support.jsonl", "purpose": "fine-tune", "bytes": 1073741824, "mime_type": "text/jsonl"}
 )
@@ -161,17 +180,20 @@ JOB = shown(
         },
     }
 )
-EVENT = shown(
-    {
-        "id": "ftevent-c9Xh4NvT2bLq",
-        "object": "fine_tuning.job.event",
-        "created_at": 1763803000,
-        "level": "info",
-        "type": "metrics",
-        "message": "Step 60/75: training loss=0.71",
-        "data": {"step": 60, "total_steps": 75, "train_loss": 0.7134, "train_mean_token_accuracy": 0.812},
-    }
-)
+JOBS = listed(JOB)
+_EVENT: Example = {
+    "id": "ftevent-c9Xh4NvT2bLq",
+    "object": "fine_tuning.job.event",
+    "created_at": 1763803000,
+    "level": "info",
+    "type": "metrics",
+    "message": "Step 60/75: training loss=0.71",
+    "data": {"step": 60, "total_steps": 75, "train_loss": 0.7134, "train_mean_token_accuracy": 0.812},
+}
+EVENT = shown(_EVENT)
+EVENTS = listed(EVENT, more=True)
+EVENT_STREAM = f"id: {_EVENT['id']}\ndata: {json.dumps(_EVENT)}\n\ndata: [DONE]\n\n"
+LOG = "loading hone-tiny\nstep 1 of 75\n"
 CHECKPOINT = shown(
     {
         "id": "ftckpt_k1Mz6WsY9pRg",
@@ -191,6 +213,7 @@ CHECKPOINT = shown(
         },
     }
 )
+CHECKPOINTS = listed(CHECKPOINT, ends=True)
 MODEL = shown(
     {
         "id": "ft:hone-tiny:default:support:Wq3nZ8xk",
@@ -201,7 +224,13 @@ MODEL = shown(
         "hone": {"kind": "fine_tuned", "base_model": "hone-tiny"},
     }
 )
-MODEL_ALIAS_CREATE = shown({"id": "gpt-4o-mini-2024-07-18", "base_model": "llama-3.1-8b-instruct"})
+MODELS = listed(MODEL, more=None)
+MODEL_DELETED = deleted("ft:hone-tiny:default:support:Wq3nZ8xk", "model")
+_ALIAS: Example = {"id": "gpt-4o-mini-2024-07-18", "base_model": "llama-3.1-8b-instruct"}
+MODEL_ALIAS_CREATE = shown(_ALIAS)
+MODEL_ALIAS = shown({**_ALIAS, "object": "model_alias", "created_at": 1763800000})
+MODEL_ALIASES = listed(MODEL_ALIAS, more=None)
+MODEL_ALIAS_DELETED = deleted(_ALIAS["id"], "model_alias")
 PERMISSION_CREATE = shown({"project_ids": ["proj_Yb5tK0xWn3Qe"]})
 PERMISSION = shown(
     {
@@ -211,6 +240,8 @@ PERMISSION = shown(
         "project_id": "proj_Yb5tK0xWn3Qe",
     }
 )
+PERMISSIONS = listed(PERMISSION, ends=True)
+PERMISSION_DELETED = deleted("cp_4VdR8sLj1zMc", "checkpoint.permission")
 GRADER_VALIDATE = shown({"grader": _STRING_CHECK})
 GRADER_RUN = shown(
     {"grader": _STRING_CHECK, "model_sample": "Lisbon", "item": {"answer": "Lisbon"}},
@@ -254,4 +285,67 @@ WEBHOOK_ENDPOINT = shown(_WEBHOOK_ENDPOINT)
 WEBHOOK_ENDPOINT_WITH_SECRET = shown(
     {**_WEBHOOK_ENDPOINT, "signing_secret": "whsec_V2hhdCBzaWducyBkZWxpdmVyaWVzLCA4ZjJr"}
 )
+WEBHOOK_ENDPOINTS = listed(WEBHOOK_ENDPOINT, ends=True)
+WEBHOOK_ENDPOINT_UPDATE = shown({"url": "https://hooks.example.com/hone/2"})
+WEBHOOK_ENDPOINT_DELETED = deleted(_WEBHOOK_ENDPOINT["id"], "webhook_endpoint.deleted")
+WEBHOOK_ROTATION = shown({"keep_old_secret_active_for_24_hours": True})
 WEBHOOK_TEST = shown({"event_type": "fine_tuning.job.succeeded"})
+WEBHOOK_TEST_RESULT = shown(
+    {
+        "object": "webhook_endpoint.test",
+        "success": True,
+        "status_code": 204,
+        "event_type": "fine_tuning.job.succeeded",
+        "webhook_endpoint_id": _WEBHOOK_ENDPOINT["id"],
+    }
+)
+WEBHOOK_EVENT_TYPES = shown({"object": "list", "data": ["fine_tuning.job.succeeded", "fine_tuning.job.failed"]})
+WEBHOOK_DELIVERY = shown(
+    {
+        "id": "wh_q8Lz2VnX7cRb",
+        "object": "webhook_endpoint.delivery",
+        "webhook_endpoint_id": _WEBHOOK_ENDPOINT["id"],
+        "event_id": "evt_5Hs0PdKw9mTy",
+        "event_type": "fine_tuning.job.succeeded",
+        "payload": '{"id": "evt_5Hs0PdKw9mTy", "object": "event", "type": "fine_tuning.job.succeeded", '
+        '"created_at": 1763803800, "data": {"id": "ftjob-h2Vb8LwQ0nXs5RtK"}}',
+        "created_at": 1763803800,
+        "status": "pending",
+        "attempts": 1,
+        "last_attempt_at": 1763803801,
+        "next_attempt_at": 1763803806,
+        "delivered_at": None,
+        "last_status_code": 503,
+        "last_error": None,
+    }
+)
+WEBHOOK_DELIVERIES = listed(WEBHOOK_DELIVERY, ends=True)
+WORKER = shown(
+    {
+        "id": "gpu-1-4711-x8Kq",
+        "object": "worker",
+        "hostname": "gpu-1",
+        "pid": 4711,
+        "version": "1.0",
+        "pool": "default",
+        "kinds": ["train", "cpu"],
+        "state": "ready",
+        "slots": [
+            {
+                "number": 0,
+                "device": "cuda:0",
+                "state": "busy",
+                "base_model": "hone-tiny",
+                "quantization": None,
+                "job_id": "ftjob-h2Vb8LwQ0nXs5RtK",
+            }
+        ],
+        "unavailable_bases": {},
+        "started_at": 1763800000,
+        "heartbeat_at": 1763803000,
+        "drain_requested_at": None,
+    }
+)
+WORKERS = listed(WORKER, more=None)
+HEALTH = shown({"status": "ok"})
+READINESS = shown({"status": "ok", "queue": "ok"})

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from app.schemas import examples
-from app.schemas.common import Wire
+from app.schemas.common import WHOLE, Wire
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 ShownPurpose = Literal["assistants", "batch", "fine-tune", "fine-tune-results", "vision", "user_data"]
@@ -20,7 +20,7 @@ def _digits(value: object) -> object:
 
 class ExpiresAfter(Wire):
     anchor: Literal["created_at"]
-    seconds: Annotated[int, Field(ge=3600, le=2592000), BeforeValidator(_digits)]
+    seconds: Annotated[int, Field(ge=3600, le=2592000), BeforeValidator(_digits), WHOLE]
 
 
 class FileCreate(Wire):
@@ -48,6 +48,8 @@ class FileRead(Wire):
 
 
 class FileList(Wire):
+    model_config = examples.FILES
+
     object: Literal["list"] = "list"
     data: list[FileRead]
     first_id: str | None
@@ -56,6 +58,8 @@ class FileList(Wire):
 
 
 class FileDeleted(Wire):
+    model_config = examples.FILE_DELETED
+
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True

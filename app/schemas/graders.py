@@ -53,6 +53,8 @@ class GraderRun(Wire):
 
 
 class GraderValidated(Wire):
+    model_config = examples.GRADER_VALIDATE
+
     grader: Annotated[Grader, Field(description="As it was sent.")]
 
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, W
 from pydantic_core import PydanticCustomError
 
 from app.schemas import examples
-from app.schemas.common import Wire
+from app.schemas.common import WHOLE, Wire, whole
 from worker.contract.extension import Extension
 from worker.contract.text import Text
 
@@ -19,6 +19,7 @@ Status = Literal["validating_files", "queued", "running", "paused", "succeeded",
 def _number_or_auto(value: object, *, kind: type, minimum: float, maximum: float, limits: str) -> int | float | str:
     if value is None or (isinstance(value, str) and value == "auto"):
         return "auto"
+    value = whole(value) if kind is int else value
     number_types = int if kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, number_types) or not minimum <= value <= maximum:
         raise PydanticCustomError("number_or_auto", 'expected "auto" or {limits}', {"limits": limits})
@@ -73,7 +74,11 @@ class DpoMethod(Wire):
 
 
 class Method(Wire):
-    type: Annotated[Text, Field(description="`supervised` or `dpo`; the block of the other one is ignored.")]
+    type: Annotated[
+        Text,  # and no enum of ours: whoever asks for a method that is not offered is told so in words
+        Field(description="The block of the other one is ignored."),
+        WithJsonSchema({"type": "string", "enum": ["supervised", "dpo"]}),
+    ]
     supervised: SupervisedMethod | None = None
     dpo: DpoMethod | None = None
 
@@ -106,13 +111,6 @@ Metadata = Annotated[
 ]
 
 
-def _label(text: str) -> str:
-    """A suffix becomes part of a model's name, whose parts are divided by colons."""
-    if not all(c.isascii() and (c.isalnum() or c in "-_.") for c in text):
-        raise PydanticCustomError("label", "expected only letters, digits, hyphens, underscores and full stops")
-    return text
-
-
 class WandbSettings(Wire):
     project: Annotated[Text, StringConstraints(min_length=1, max_length=128)]
     name: Annotated[Text, StringConstraints(max_length=128)] | None = None
@@ -121,7 +119,7 @@ class WandbSettings(Wire):
 
 
 class WandbIntegration(Wire):
-    type: Annotated[Text, Field(description="`wandb`; MLflow and TensorBoard are asked for in `hone.trackers`.")]
+    type: Annotated[Literal["wandb"], Field(description="MLflow and TensorBoard are asked for in `hone.trackers`.")]
     wandb: WandbSettings
 
 
@@ -148,8 +146,12 @@ class JobCreate(Wire):
     ]
     training_file: Annotated[Text, Field(description="The id of a file with the purpose `fine-tune`.")]
     validation_file: Text | None = None
-    suffix: Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_label)] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    suffix: Annotated[Text, StringConstraints(min_length=1, max_length=64)] | None = Field(
+        default=None,
+        description="Becomes part of the model's name, where what is not a letter, digit, hyphen, underscore or full "
+        "stop of ASCII is a hyphen.",
+    )
+    seed: Annotated[int, WHOLE, Field(ge=0, le=2**31 - 1)] | None = None
     metadata: Metadata | None = None
     integrations: Annotated[list[WandbIntegration], Field(max_length=5)] | None = None
     method: Method | None = None
@@ -259,6 +261,8 @@ class JobRead(Wire):
 
 
 class JobList(Wire):
+    model_config = examples.JOBS
+
     object: Literal["list"] = "list"
     data: list[JobRead]
     has_more: bool
@@ -277,6 +281,8 @@ class EventRead(Wire):
 
 
 class EventList(Wire):
+    model_config = examples.EVENTS
+
     object: Literal["list"] = "list"
     data: list[EventRead]
     has_more: bool
@@ -305,6 +311,8 @@ class CheckpointRead(Wire):
 
 
 class CheckpointList(Wire):
+    model_config = examples.CHECKPOINTS
+
     object: Literal["list"] = "list"
     data: list[CheckpointRead]
     first_id: str | None

@@ -29,11 +29,15 @@ class ModelRead(Wire):
 
 
 class ModelList(Wire):
+    model_config = examples.MODELS
+
     object: Literal["list"] = "list"
     data: list[ModelRead]
 
 
 class ModelDeleted(Wire):
+    model_config = examples.MODEL_DELETED
+
     id: str
     object: Literal["model"] = "model"
     deleted: Literal[True] = True

@@ -28,6 +28,8 @@ class PermissionRead(Wire):
 
 
 class PermissionList(Wire):
+    model_config = examples.PERMISSIONS
+
     object: Literal["list"] = "list"
     data: list[PermissionRead]
     first_id: str | None
@@ -36,6 +38,8 @@ class PermissionList(Wire):
 
 
 class PermissionDeleted(Wire):
+    model_config = examples.PERMISSION_DELETED
+
     id: str
     object: Literal["checkpoint.permission"] = "checkpoint.permission"
     deleted: Literal[True] = True

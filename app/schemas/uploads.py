@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from app.schemas import examples
-from app.schemas.common import Wire
+from app.schemas.common import WHOLE, Wire
 from app.schemas.files import ExpiresAfter, FileRead, Purpose
 from worker.contract.text import Text
 
@@ -13,7 +13,7 @@ from worker.contract.text import Text
 class UploadCreate(Wire):
     model_config = examples.UPLOAD_CREATE
 
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, WHOLE, Field(ge=0)]
     filename: Text
     mime_type: Text = Field(description="Any: what counts is what the file holds.")
     purpose: Purpose

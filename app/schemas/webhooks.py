@@ -66,12 +66,16 @@ class WebhookEndpointCreate(Wire):
 
 
 class WebhookEndpointUpdate(Wire):
+    model_config = examples.WEBHOOK_ENDPOINT_UPDATE
+
     name: Name | None = None
     url: Url | None = None
     event_types: EventTypes | None = None
 
 
 class SecretRotation(Wire):
+    model_config = examples.WEBHOOK_ROTATION
+
     keep_old_secret_active_for_24_hours: bool = False
 
 
@@ -101,6 +105,8 @@ class WebhookEndpointWithSecret(WebhookEndpointRead):
 
 
 class WebhookEndpointList(Wire):
+    model_config = examples.WEBHOOK_ENDPOINTS
+
     object: Literal["list"] = "list"
     data: list[WebhookEndpointRead]
     first_id: str | None
@@ -109,12 +115,16 @@ class WebhookEndpointList(Wire):
 
 
 class WebhookEndpointDeleted(Wire):
+    model_config = examples.WEBHOOK_ENDPOINT_DELETED
+
     id: str
     object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
     deleted: Literal[True] = True
 
 
 class WebhookTestResult(Wire):
+    model_config = examples.WEBHOOK_TEST_RESULT
+
     object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
     success: Literal[True] = Field(default=True, description="There was an answer; `status_code` says which.")
     status_code: int
@@ -123,11 +133,15 @@ class WebhookTestResult(Wire):
 
 
 class WebhookEventTypeList(Wire):
+    model_config = examples.WEBHOOK_EVENT_TYPES
+
     object: Literal["list"] = "list"
     data: list[str]
 
 
 class WebhookDeliveryRead(Wire):
+    model_config = examples.WEBHOOK_DELIVERY
+
     id: str = Field(description="Sent as `webhook-id` at every attempt: what a receiver tells repetitions by.")
     object: Literal["webhook_endpoint.delivery"] = "webhook_endpoint.delivery"
     webhook_endpoint_id: str
@@ -145,6 +159,8 @@ class WebhookDeliveryRead(Wire):
 
 
 class WebhookDeliveryList(Wire):
+    model_config = examples.WEBHOOK_DELIVERIES
+
     object: Literal["list"] = "list"
     data: list[WebhookDeliveryRead]
     first_id: str | None

@@ -26,16 +26,13 @@ _JOBS: list[tuple[dict[str, Any], str]] = [
     ({"validation_file": True}, "validation_file"),
     ({"suffix": ""}, "suffix"),
     ({"suffix": "x" * 65}, "suffix"),
-    ({"suffix": "a/b"}, "suffix"),
-    ({"suffix": "a:b"}, "suffix"),
-    ({"suffix": "🦊"}, "suffix"),
     ({"suffix": "a\0"}, "suffix"),
     ({"suffix": "\ud800"}, "suffix"),
     ({"seed": -1}, "seed"),
     ({"seed": 2**31}, "seed"),
     ({"seed": 2**63}, "seed"),
     ({"seed": "7"}, "seed"),
-    ({"seed": 7.0}, "seed"),
+    ({"seed": 7.5}, "seed"),
     ({"seed": True}, "seed"),
     ({"metadata": {f"k{i}": "v" for i in range(17)}}, "metadata"),
     ({"metadata": {"k" * 65: "v"}}, "metadata." + "k" * 64),
@@ -48,6 +45,9 @@ _JOBS: list[tuple[dict[str, Any], str]] = [
     ({"metadata": json.loads(_DEEP)}, "metadata"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations[0]"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "a\0b"}}]}, "integrations[0].wandb.project"),
+    ({"integrations": [{"type": "mlflow", "mlflow": {"project": "p"}}]}, "integrations[0].type"),
+    ({"integrations": [{"type": "mlflow", "wandb": {"project": "p"}}]}, "integrations[0].type"),
+    ({"integrations": [{"wandb": {"project": "p"}}]}, "integrations[0].type"),
     ({"integrations": "wandb"}, "integrations"),
     ({"method": {"type": "dpo"}, "hyperparameters": {"n_epochs": 1}}, "hyperparameters"),
     ({"method": {"type": "dpo", "dpo": {"hyperparameters": 3}}}, "method.dpo.hyperparameters"),
@@ -61,7 +61,10 @@ _JOBS: list[tuple[dict[str, Any], str]] = [
     ({"method": "supervised"}, "method"),
     ({"method": {"type": "supervised", "supervised": {"hyperparameters": 3}}}, "method.supervised.hyperparameters"),
     ({"hyperparameters": []}, "hyperparameters"),
-    *(({"hyperparameters": {"n_epochs": bad}}, "hyperparameters.n_epochs") for bad in (0, -1, 51, 10**9, 2.5, 3.0)),
+    *(
+        ({"hyperparameters": {"n_epochs": bad}}, "hyperparameters.n_epochs")
+        for bad in (0, -1, 51, 10**9, 2.5, 51.0, 1e300)
+    ),
     *(({"hyperparameters": {"n_epochs": bad}}, "hyperparameters.n_epochs") for bad in ("auto ", "3", True, [], {})),
     *(({"hyperparameters": {"batch_size": bad}}, "hyperparameters.batch_size") for bad in (0, 257, True, "AUTO")),
     *(
@@ -263,7 +266,7 @@ async def test_a_file_over_the_limit_is_refused(tenant: Tenant, served: Served) 
 
 
 _QUERIES = [
-    *(f"limit={bad}" for bad in ("abc", "-1", "101", "1e3", "1" + "0" * 20, "%D9%A5", "1_0", "%205", "", "5.0")),
+    *(f"limit={bad}" for bad in ("abc", "-1", "101", "1e3", "1" + "0" * 20, "%D9%A5", "1_0", "%205", "5.0")),
     "limit=5&limit=6",
     "after=%00",
     "after=ftjob-unknown",
@@ -283,6 +286,15 @@ async def test_list_parameters(tenant: Tenant, subtests: pytest.Subtests) -> Non
             with subtests.test(query[:40]):
                 error = _refused(await http.get(f"/v1/fine_tuning/jobs?{query}"), 400)
                 assert error["param"] == query.partition("=")[0] or error["param"].startswith("metadata")
+
+
+async def test_a_switch_is_true_or_false(tenant: Tenant) -> None:
+    job = await factories.job(tenant.resources, tenant.principal)
+    async with tenant.http() as http:
+        for query in ("events?stream=x", "logs?follow=x"):
+            error = _refused(await http.get(f"/v1/fine_tuning/jobs/{job.id}/{query}"), 400)
+            name = query.partition("?")[2].removesuffix("=x")
+            assert (error["param"], error["message"]) == (name, f"Invalid value for '{name}': expected true or false.")
 
 
 _IDS = ["..", "%2e%2e", "%00", "x" * 5000, "a%20b", "%ED%A0%80", "%F0%9F%A6%8A", "';%20drop%20table%20jobs", "a%0Ab"]

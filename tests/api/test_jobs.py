@@ -136,6 +136,30 @@ async def test_every_field_of_the_official_client_at_once(tenant: Tenant) -> Non
         assert job.seed == 2**31 - 1
 
 
+async def test_whole_numbers_may_be_written_as_floats(tenant: Tenant) -> None:
+    """As clients do whose language has one kind of number."""
+    training = await factories.file(tenant.resources, tenant.principal)
+    asked = {"n_epochs": 3.0, "batch_size": 8.0, "learning_rate_multiplier": 2}
+    async with tenant.http() as http:
+        body = {"model": factories.BASE_MODEL, "training_file": training.id, "seed": 7.0, "hyperparameters": asked}
+        job = (await http.post("/v1/fine_tuning/jobs", json=body)).json()
+        upload = {"bytes": 7.0, "filename": "a", "mime_type": "a", "purpose": "batch"}
+        policy = {"anchor": "created_at", "seconds": 3600.0}
+        assert (await http.post("/v1/uploads", json={**upload, "expires_after": policy})).status_code == 200
+    assert job["hyperparameters"] == asked
+    assert [type(job["hyperparameters"][name]) for name in asked] == [int, int, float]
+    assert (job["seed"], type(job["seed"])) == (7, int)
+
+
+@pytest.mark.parametrize("suffix", ["Customer support, v2", "a/b:c", "客服", "🦊", "x" * 64])
+async def test_a_suffix_is_any_text(tenant: Tenant, suffix: str) -> None:
+    training = await factories.file(tenant.resources, tenant.principal)
+    job = await tenant.client.fine_tuning.jobs.create(
+        model=factories.BASE_MODEL, training_file=training.id, suffix=suffix
+    )
+    assert job.to_dict()["user_provided_suffix"] == suffix
+
+
 async def test_blocks_of_other_methods_are_ignored(tenant: Tenant) -> None:
     training = await factories.file(tenant.resources, tenant.principal)
     job = await tenant.client.fine_tuning.jobs.create(
@@ -194,6 +218,22 @@ async def test_jobs_are_listed_newest_first_and_by_cursor(tenant: Tenant) -> Non
     last = await tenant.client.fine_tuning.jobs.list(after=made[5])
     assert [job.id for job in last.data] == made[4::-1]
     assert not last.has_more
+
+
+async def test_parameters_without_a_value_are_none(tenant: Tenant) -> None:
+    job = await factories.job(tenant.resources, tenant.principal)
+    await factories.add_events(tenant.resources, job.id, 25)
+    jobs = f"/v1/fine_tuning/jobs/{job.id}"
+    async with tenant.http() as http:
+        for path, num_items in (
+            ("/v1/fine_tuning/jobs?after=&limit=", 1),
+            (f"{jobs}/events?after=&limit=&stream=", 20),
+            (f"{jobs}/checkpoints?after=&limit=", 0),
+            ("/v1/files?after=&limit=&order=&purpose=", 0),
+            ("/v1/webhook_endpoints?after=&limit=", 0),
+        ):
+            answer = await http.get(path)
+            assert (answer.status_code, len(answer.json()["data"])) == (200, num_items), path
 
 
 async def test_jobs_are_found_by_metadata(tenant: Tenant) -> None:

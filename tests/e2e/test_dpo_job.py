@@ -56,6 +56,6 @@ def test_a_chat_file_is_not_a_preference_file(server: Process) -> None:
     job = wait_for_end(client, create_job(client, epochs=0, train=rows(12), method={"type": "dpo"}).id)
     assert job.error is not None
     assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file")
-    assert "is in the fine-tune-chat format" in job.error.message
+    assert f"Input file {job.training_file} is in the fine-tune-chat format" in job.error.message
     assert "(provided method=dpo)" in job.error.message
     assert job.error.message in messages(client, job.id)[-1]

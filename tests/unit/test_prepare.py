@@ -144,6 +144,22 @@ def test_a_bad_preference_file_fails_the_job(prepare: Prepare, data: bytes, mess
     assert report.error.model_dump() == expected
 
 
+def test_a_file_of_another_method_is_called_by_its_id(prepare: Prepare) -> None:
+    good, bad = lines(*[ROW] * 10), lines(*[PAIR] * 10)
+    ids = {"training_file_id": "file-t", "validation_file_id": "file-v"}
+    for training, validation, method, param, sentence in (
+        (bad, good, "supervised", "training_file", "Input file file-t is in the fine-tune-preference format"),
+        (good, bad, "supervised", "validation_file", "Input file file-v is in the fine-tune-preference format"),
+        (good, bad, "dpo", "training_file", "Input file file-t is in the fine-tune-chat format"),
+        (bad, good, "dpo", "validation_file", "Input file file-v is in the fine-tune-chat format"),
+    ):
+        error = prepare(training, validation, method=method, **ids).error
+        assert error is not None
+        assert error.param == param
+        assert sentence in error.message
+        assert f"(provided method={method})" in error.message
+
+
 BAD_ROLE = {"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}
 FORMAT = f"{INVALID} Invalid file format."
 

@@ -16,7 +16,24 @@ from app.storage.base import StoredObject
 from tests import factories
 from tests.backends import Site
 from tests.worker.test_relay import checkpoint, make_relay, step
-from worker import publish
+from worker import checkpoints, publish
+
+
+@pytest.mark.parametrize(
+    ("suffix", "part"),
+    [
+        ("my-model_2.0", "my-model_2.0"),
+        ("Customer support, v2", "Customer-support-v2"),
+        ("a/b:c\n", "a-b-c"),
+        ("Schöne neue Welt!", "Schone-neue-Welt"),
+        ("客服", ""),
+        ("客服 bot", "bot"),
+        ("㎢" * 64, ("km2" * 22)[:64]),
+        ("", ""),
+    ],
+)
+def test_any_suffix_has_its_form_in_a_name(suffix: str, part: str) -> None:
+    assert checkpoints.name_part(suffix) == part
 
 
 @pytest.mark.parametrize("is_encoded", [False, True])

@@ -31,13 +31,15 @@ class DataLimits(Frozen):
 class PrepareRequest(Frozen):
     """All paths are on this machine. `rendering_date` is today to a chat template that asks for the date.
 
-    `method` says what rows the files must hold.
+    `method` says what rows the files must hold; the ids of the files are what refusals call them.
     """
 
     method: Literal["supervised", "dpo"] = "supervised"
     base_directory: str
     training_file: str
     validation_file: str | None = None
+    training_file_id: str | None = None
+    validation_file_id: str | None = None
     output_directory: str
     max_sequence_tokens: int = Field(ge=1)
     rendering_date: date

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
-from app import adapter_import, adapter_merge, base_import, server
+from app import adapter_import, adapter_merge, base_import, sealing, secret_upkeep, server
 from app import doctor as health
 from app.api import admin
 from app.db import migrations
@@ -20,6 +20,7 @@ from app.observability import configure_logging
 from app.resources import open_resources
 from app.schemas.admin import WorkerList
 from app.services import base_models, keys, model_aliases, workers
+from app.services.sealed_secrets import Count, Seal
 from app.settings import Settings
 from app.storage.base import StorageUnavailable
 from worker.data import base_model_source
@@ -29,10 +30,12 @@ from worker.data.base_model_source import BadBaseModel
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hone: a self-hosted fine-tuning service.")
 models = typer.Typer(no_args_is_help=True, help="The base models that jobs may name.")
 api_keys = typer.Typer(no_args_is_help=True, help="Keys for the API.")
+secrets = typer.Typer(no_args_is_help=True, help="The keys that secrets in the database are sealed with.")
 workers_group = typer.Typer(no_args_is_help=True, help="The worker processes of this installation.")
 cli.add_typer(models, name="models")
 cli.add_typer(workers_group, name="workers")
 cli.add_typer(api_keys, name="keys")
+cli.add_typer(secrets, name="secrets")
 # Where nobody looks, no line is folded to a width.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
@@ -50,6 +53,7 @@ _EXPECTED = (
     StorageUnavailable,
     adapter_merge.CannotMerge,
     server.CannotStart,
+    sealing.BadKey,
 )
 
 
@@ -251,6 +255,32 @@ def create_key(
             return await keys.add_to_default_project(session, name=name)
 
     console.print(asyncio.run(make()))
+
+
+@secrets.command("new-key")
+def new_secret_key() -> None:
+    """Print a new key for HONE_SECRET_KEYS."""
+    console.print(sealing.new_key())
+
+
+@secrets.command("rotate")
+def rotate_secrets(data: DataDirectory = None) -> None:
+    """Seal all secrets with the first key, so that the others can be taken away. Servers and workers may run."""
+    settings = _settings(data)
+    migrations.require_current(settings.resolved_database_url)
+
+    async def rotate() -> Count:
+        async with open_resources(settings) as resources:
+            return await secret_upkeep.run(resources, Seal.WITH_THE_FIRST_KEY)
+
+    try:
+        count = asyncio.run(rotate())
+    except sealing.CannotSeal as error:
+        raise server.CannotStart("there is no key; set HONE_SECRET_KEYS.") from error
+    console.print(f"Of {count.seen} webhook endpoints, {count.sealed} were sealed anew.")
+    if count.unreadable:
+        console.print(f"Those of {count.unreadable} cannot be read with any key, and stay as they are.", style="red")
+        sys.exit(1)
 
 
 @workers_group.command("list")

@@ -180,6 +180,12 @@ class Settings(BaseSettings):
         description="An integration that does not answer for this long is given up; the job goes on.",
     )
     max_log_bytes: int = Field(default=16 * 1024**2, ge=1024, description="Most log text kept for one job.")
+    secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Keys that secrets in the database, those of webhooks, are sealed with: the first seals, each "
+        "opens, separated by commas; `hone secrets new-key` makes one. All processes need the same. Default: the file "
+        "`secret.key` beside SQLite's; with PostgreSQL there are no webhooks without.",
+    )
     outgoing_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         default=(),
         description="Networks that URLs given by clients may lead to besides the public Internet, such as "
@@ -234,7 +240,7 @@ class Settings(BaseSettings):
             raise ValueError(f"HONE_{min(given).upper()} is set, but HONE_S3_BUCKET is not")
         return self
 
-    @field_validator("outgoing_allowed_networks", mode="before")
+    @field_validator("outgoing_allowed_networks", "secret_keys", mode="before")
     @classmethod
     def _in_a_row(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -264,6 +270,12 @@ class Settings(BaseSettings):
     @property
     def data(self) -> Path:
         return self.data_directory.expanduser().absolute()
+
+    @property
+    def key_file(self) -> Path | None:
+        """Where the key to seal secrets with lies, besides those of `secret_keys`: beside the file of SQLite."""
+        scheme, _, path = self.resolved_database_url.partition(":///")
+        return Path(path.partition("?")[0]).with_name("secret.key") if scheme.startswith("sqlite") else None
 
     @property
     def trackers(self) -> frozenset[str]:

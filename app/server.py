@@ -45,6 +45,8 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
                 timeout_graceful_shutdown=_GRACE_SECONDS,
             )
         )

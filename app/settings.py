@@ -19,6 +19,9 @@ _DATABASES = {
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
 
+# Scheme, host and port: browsers send no more, and compare it letter by letter. "*" and "null" are none.
+Origin = Annotated[str, Field(pattern=r"^https?://[a-z0-9.\-]+(:[0-9]{1,5})?$")]
+
 
 class Settings(BaseSettings):
     """Documented in docs/settings.md, which is generated from the descriptions below."""
@@ -229,6 +232,19 @@ class Settings(BaseSettings):
     tiny_model: bool = Field(
         default=True, description="Build and register the tiny base model hone-tiny at the first start."
     )
+    docs_page: bool = Field(
+        default=True, description="Serve `/docs`, the page that describes the API, and `/openapi.json`, to anyone."
+    )
+    cors_allowed_origins: Annotated[tuple[Origin, ...], NoDecode] = Field(
+        default=(),
+        description="Pages that may call the API from browsers, such as `https://app.example.com`, separated by "
+        "commas; each exactly as browsers send it. Default: none.",
+    )
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        default=(),
+        description="Networks of reverse proxies, such as `127.0.0.1,10.1.0.0/16`: what they say in `X-Forwarded-For` "
+        "is taken for the client's address. Default: nobody is believed.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much is logged.")
 
     @model_validator(mode="after")
@@ -240,7 +256,9 @@ class Settings(BaseSettings):
             raise ValueError(f"HONE_{min(given).upper()} is set, but HONE_S3_BUCKET is not")
         return self
 
-    @field_validator("outgoing_allowed_networks", "secret_keys", mode="before")
+    @field_validator(
+        "outgoing_allowed_networks", "secret_keys", "cors_allowed_origins", "trusted_proxies", mode="before"
+    )
     @classmethod
     def _in_a_row(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
-from app import adapter_import, adapter_merge, base_import, sealing, secret_upkeep, server
+from app import adapter_import, adapter_merge, base_import, environment, sealing, secret_upkeep, server
 from app import doctor as health
 from app.api import admin
 from app.db import migrations
 from app.errors import ApiError, NotFound
-from app.observability import configure_logging
+from app.observability import configure_logging, hide, redact
 from app.resources import open_resources
 from app.schemas.admin import WorkerList
 from app.services import base_models, keys, model_aliases, workers
@@ -61,7 +61,7 @@ def main() -> None:
     try:
         cli()
     except _EXPECTED as error:
-        console.print(f"hone: {error}", style="red", markup=False)  # for "hone[worker]" is no markup
+        console.print(f"hone: {redact(str(error))}", style="red", markup=False)  # for "hone[worker]" is no markup
         sys.exit(1)
 
 
@@ -108,9 +108,9 @@ def doctor(data: DataDirectory = None) -> None:
     findings = asyncio.run(health.examine(_settings(data)))
     for finding in findings:
         mark = "[green]ok[/]  " if finding.advice is None else "[yellow]look[/]"
-        console.print(f"{mark}  {finding.subject}: {finding.state}")
+        console.print(f"{mark}  {finding.subject}: {redact(finding.state)}")
         if finding.advice is not None:
-            console.print(f"      {finding.advice}")
+            console.print(f"      {redact(finding.advice)}")
     sys.exit(0 if all(finding.advice is None for finding in findings) else 1)
 
 
@@ -350,6 +350,7 @@ def _settings(data: Path | None, **options: str | int | None) -> Settings:
     except ValidationError as error:
         wrong = (": ".join([*_variable(fault["loc"]), fault["msg"]]) for fault in error.errors())
         raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
+    hide(settings.secrets | environment.secrets())
     configure_logging(settings.log_level)
     return settings
 

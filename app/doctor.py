@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import secret_upkeep
+from app import environment, secret_upkeep
 from app.db import migrations
 from app.db.models import BaseModel, BaseModelFile
 from app.resources import Resources, open_queue, open_resources, open_storage
@@ -61,7 +61,9 @@ def _torch() -> Iterator[Finding]:
         advice = "This machine can serve the API but not train. Install the worker: pip install 'hone[worker]'"
         yield Finding("PyTorch", "not installed", advice)
         return
-    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False, env=environment.for_a_child()
+    )
     if answer.returncode != 0:
         yield Finding("PyTorch", "does not load", answer.stderr.strip().splitlines()[-1])
         return

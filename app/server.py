@@ -11,8 +11,9 @@ from contextlib import contextmanager
 import uvicorn
 from rich.console import Console
 
-from app import base_import, main, secret_upkeep
+from app import base_import, environment, main, secret_upkeep
 from app.errors import Unavailable
+from app.observability import redact
 from app.resources import Resources, open_resources
 from app.sealing import CannotSeal
 from app.services import base_models, keys
@@ -86,6 +87,7 @@ async def ensure_tiny_model(resources: Resources, console: Console) -> None:
         build = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "worker.tiny_model", "--output", str(directory)),
             stdin=asyncio.subprocess.DEVNULL,
+            env=environment.for_a_child(),
         )
         try:
             status = await build.wait()
@@ -129,7 +131,7 @@ async def _try_storage(resources: Resources, console: Console) -> None:
     except StorageRefused as error:
         raise CannotStart(f"storage cannot be used: {error}. Check the HONE_S3_ settings.") from error
     except StorageUnavailable as error:
-        console.print(f"Storage does not work at the moment: {error}", style="yellow")
+        console.print(f"Storage does not work at the moment: {redact(str(error))}", style="yellow")
     if resources.settings.s3_bucket:
         console.print(f"Objects:  S3 bucket {resources.settings.s3_bucket}")
 

@@ -3,7 +3,7 @@
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -290,6 +290,17 @@ class Settings(BaseSettings):
         return self.data_directory.expanduser().absolute()
 
     @property
+    def secrets(self) -> frozenset[str]:
+        """All that is secret in these settings, passwords within URLs by themselves too: what no log may hold."""
+        found: set[str] = set()
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, SecretStr):
+                    found |= _secrets_in(one.get_secret_value())
+        return frozenset(found)
+
+    @property
     def key_file(self) -> Path | None:
         """Where the key to seal secrets with lies, besides those of `secret_keys`: beside the file of SQLite."""
         scheme, _, path = self.resolved_database_url.partition(":///")
@@ -311,6 +322,17 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite+aiosqlite:///{self.data / 'hone.db'}"
+
+
+def _secrets_in(text: str) -> set[str]:
+    """Of a URL its password, as it is and as it is written there: the rest may be shown."""
+    if "://" not in text:
+        return {text}
+    try:
+        password = urlsplit(text).password
+    except ValueError:
+        return {text}
+    return {password, unquote(password)} if password else set()
 
 
 def _is_redis_url(url: str) -> bool:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo serve test contract fuzz faults soak check long format bench gpu gpu-packages openapi clean
+.PHONY: setup demo serve test contract fuzz faults soak check long format bench gpu gpu-packages openapi audit sbom clean
 
 setup: .venv/.complete
 
@@ -49,6 +49,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
+	$(MAKE) --no-print-directory audit
 	$(MAKE) --no-print-directory test
 
 # CI's long form: runs of minutes on models of real size.
@@ -91,5 +92,21 @@ openapi: setup
 	$(BIN)/python -m app.openapi
 	$(BIN)/python -m app.settings_page
 
+# Known vulnerabilities of the pinned packages. Says so, and is content, where nobody who knows them can be reached.
+audit: setup
+	-@$(MAKE) --no-print-directory .tools/.complete
+	$(BIN)/python -m tests.audit
+
+# What an environment is made of, in CycloneDX's form: make sbom ENVIRONMENT=/opt/hone/.venv
+ENVIRONMENT ?= .venv
+sbom: .tools/.complete
+	.tools/bin/cyclonedx-py environment --output-reproducible --output-file sbom.json $(ENVIRONMENT)
+
+# In an environment of their own: what they bring along is no part of what they look at.
+.tools/.complete: supply-chain.txt
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet --disable-pip-version-check --requirement supply-chain.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .hone .gpu-packages
+	rm -rf .venv .tools .hone .gpu-packages sbom.json

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from app import environment
 from app.db.models import BaseModel
 from app.errors import InvalidRequest
 from app.resources import Resources
@@ -84,6 +85,7 @@ async def _merge_in_child(base_directory: Path, adapter: Path, output: Path) -> 
         *("--base", str(base_directory), "--adapter", str(adapter), "--output", str(output)),
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        env=environment.for_a_child(),
     )
     try:
         _, told = await child.communicate()

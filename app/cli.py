@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from app import adapter_import, adapter_merge, base_import, server, tenancy_cli
+from app import adapter_import, adapter_merge, base_import, sealing, secrets_cli, server, tenancy_cli
 from app import doctor as health
 from app.api import admin
 from app.console import DataDirectory, console, settings_of
 from app.db import migrations
 from app.errors import ApiError, NotFound
+from app.observability import redact
 from app.resources import open_resources
 from app.schemas.admin import WorkerList
 from app.services import base_models, model_aliases, workers
@@ -33,6 +34,7 @@ cli.add_typer(tenancy_cli.keys_group, name="keys")
 cli.add_typer(tenancy_cli.organizations_group, name="organizations")
 cli.add_typer(tenancy_cli.projects_group, name="projects")
 cli.add_typer(tenancy_cli.members_group, name="members")
+cli.add_typer(secrets_cli.secrets_group, name="secrets")
 
 _EXPECTED = (
     migrations.OldSchema,
@@ -43,6 +45,7 @@ _EXPECTED = (
     StorageUnavailable,
     adapter_merge.CannotMerge,
     server.CannotStart,
+    sealing.BadKey,
 )
 
 
@@ -50,7 +53,7 @@ def main() -> None:
     try:
         cli()
     except _EXPECTED as error:
-        console.print(f"hone: {error}", style="red", markup=False)  # for "hone[worker]" is no markup
+        console.print(f"hone: {redact(str(error))}", style="red", markup=False)  # for "hone[worker]" is no markup
         sys.exit(1)
 
 
@@ -97,9 +100,9 @@ def doctor(data: DataDirectory = None) -> None:
     findings = asyncio.run(health.examine(settings_of(data)))
     for finding in findings:
         mark = "[green]ok[/]  " if finding.advice is None else "[yellow]look[/]"
-        console.print(f"{mark}  {finding.subject}: {finding.state}")
+        console.print(f"{mark}  {finding.subject}: {redact(finding.state)}")
         if finding.advice is not None:
-            console.print(f"      {finding.advice}")
+            console.print(f"      {redact(finding.advice)}")
     sys.exit(0 if all(finding.advice is None for finding in findings) else 1)
 
 

@@ -8,8 +8,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from app import server
-from app.observability import configure_logging
+from app import environment, server
+from app.observability import configure_logging, hide
 from app.settings import Settings
 
 # Where nobody looks, no line is folded to a width.
@@ -27,6 +27,7 @@ def settings_of(data: Path | None, **options: str | int | None) -> Settings:
     except ValidationError as error:
         wrong = (": ".join([*_variable(fault["loc"]), fault["msg"]]) for fault in error.errors())
         raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
+    hide(settings.secrets | environment.secrets())
     configure_logging(settings.log_level)
     return settings
 

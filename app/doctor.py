@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app import environment, secret_upkeep
 from app.db import migrations
 from app.db.models import BaseModel, BaseModelFile
 from app.resources import Resources, open_queue, open_resources, open_storage
 from app.services import base_models
+from app.services.sealed_secrets import Seal
 from app.settings import Settings
 from app.storage import trial
 from app.storage.base import ObjectCorrupt, ObjectMissing, Storage, StorageUnavailable
@@ -44,6 +46,7 @@ async def examine(settings: Settings) -> list[Finding]:
     if schema.advice is None:
         async with open_resources(settings) as resources:
             findings.extend([finding async for finding in _bases(resources)])
+            findings.append(await _secrets(resources))
     return findings
 
 
@@ -58,7 +61,9 @@ def _torch() -> Iterator[Finding]:
         advice = "This machine can serve the API but not train. Install the worker: pip install 'hone[worker]'"
         yield Finding("PyTorch", "not installed", advice)
         return
-    answer = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False, env=environment.for_a_child()
+    )
     if answer.returncode != 0:
         yield Finding("PyTorch", "does not load", answer.stderr.strip().splitlines()[-1])
         return
@@ -109,6 +114,17 @@ async def _queue(settings: Settings) -> Finding:
         problem = await queue.problem()
     advice = "Jobs begin up to a second later without it. Look at HONE_REDIS_URL and at the Redis server."
     return Finding("Queue", f"Redis: {problem}", advice) if problem else Finding("Queue", "Redis answers")
+
+
+async def _secrets(resources: Resources) -> Finding:
+    count = await secret_upkeep.run(resources, Seal.NOTHING)
+    state = f"those of {count.seen} webhook endpoints"
+    if count.unreadable:
+        advice = "Add the key that they were sealed with to HONE_SECRET_KEYS; until then their deliveries wait."
+        return Finding("Secrets", f"{state}, {count.unreadable} of which no key opens", advice)
+    if not resources.sealer.can_seal:
+        return Finding("Secrets", f"{state}; without HONE_SECRET_KEYS nobody can make a webhook endpoint")
+    return Finding("Secrets", f"{state}, which can be read")
 
 
 async def _bases(resources: Resources) -> AsyncIterator[Finding]:

@@ -6,13 +6,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from fastapi_offline import FastAPIOffline
 
 from app.api import (
     access,
     admin,
     admin_keys,
+    browsers,
     checkpoints,
+    docs_page,
     errors,
     events,
     files,
@@ -67,6 +68,9 @@ _ABOUT = "A self-hosted fine-tuning service that speaks OpenAI's API."
 
 def create_app(resources: Resources) -> FastAPI:
     app = _routes()
+    if resources.settings.docs_page:
+        docs_page.install(app)
+    browsers.install(app, resources.settings)
     app.state.resources = resources
     app.state.uses = KeyUses(resources)
     app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
@@ -85,14 +89,11 @@ def describe() -> dict[str, Any]:
 
 
 def _routes() -> FastAPI:
-    # FastAPI's own page would load its scripts from a public host, which a server at home may not reach.
-    app = FastAPIOffline(
+    app = FastAPI(
         title="Hone",
         version="1.0",
         description=_ABOUT,
-        docs_url="/docs",
-        redoc_url=None,
-        static_url="/docs/static",
+        openapi_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import sealing
 from app.db import after_commit
 from app.db.engine import Database
 from app.queue.base import Queue
 from app.queue.memory import MemoryQueue
+from app.sealing import Sealer
 from app.settings import Settings
 from app.storage.base import Storage, StorageRefused
 from app.storage.local import LocalStorage
@@ -28,6 +30,7 @@ class Resources:
     database: Database
     storage: Storage
     queue: Queue
+    sealer: Sealer
 
     def read(self) -> AbstractAsyncContextManager[AsyncSession]:
         """A session for reading."""
@@ -59,6 +62,7 @@ async def _quietly(what: str, action: Awaitable[None]) -> None:
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     _open_data(settings.data)
+    sealer = await asyncio.to_thread(open_sealer, settings)
     async with open_storage(settings) as storage, open_queue(settings) as queue:
         database = Database(
             settings.resolved_database_url,
@@ -66,7 +70,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             max_connections=settings.database_connections,
         )
         try:
-            yield Resources(settings, database, storage, queue)
+            yield Resources(settings, database, storage, queue, sealer)
         finally:
             await database.close()
 
@@ -77,6 +81,14 @@ def _open_data(directory: Path) -> None:
     if directory.stat().st_uid == os.geteuid():
         with suppress(OSError):  # a file system that is read-only, or has no modes
             directory.chmod(0o700)
+
+
+def open_sealer(settings: Settings) -> Sealer:
+    """Raises BadKey. Beside a SQLite file lies a key, made at the first start; several machines must be given one."""
+    keys = [key.get_secret_value() for key in settings.secret_keys]
+    if settings.key_file is not None:
+        keys += sealing.keys_in(settings.key_file, make=not keys)
+    return Sealer(keys)
 
 
 @asynccontextmanager

@@ -11,9 +11,13 @@ from contextlib import contextmanager
 import uvicorn
 from rich.console import Console
 
-from app import base_import, main
+from app import base_import, environment, main, secret_upkeep
+from app.errors import Unavailable
+from app.observability import redact
 from app.resources import Resources, open_resources
+from app.sealing import CannotSeal
 from app.services import base_models, keys
+from app.services.sealed_secrets import Seal
 from app.settings import Settings
 from app.storage import trial
 from app.storage.base import StorageRefused, StorageUnavailable
@@ -42,6 +46,8 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
                 timeout_graceful_shutdown=_GRACE_SECONDS,
             )
         )
@@ -66,6 +72,7 @@ async def work(settings: Settings, console: Console) -> int:
         require_training_libraries("this machine cannot train")
     async with open_resources(settings) as resources:
         await _try_storage(resources, console)
+        await _seal_secrets(resources, console)
         draining = _draining_at_signals(console)
         what = "without a slot: it checks files and sweeps" if settings.cpu_only else f"in the pool {settings.pool}"
         console.print(f"Hone works on {settings.data} {what} (stop with Ctrl-C)")
@@ -81,6 +88,7 @@ async def ensure_tiny_model(resources: Resources, console: Console) -> None:
         build = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "worker.tiny_model", "--output", str(directory)),
             stdin=asyncio.subprocess.DEVNULL,
+            env=environment.for_a_child(),
         )
         try:
             status = await build.wait()
@@ -103,6 +111,7 @@ async def _first_steps(resources: Resources, console: Console, *, trains: bool) 
     settings = resources.settings
     console.print(f"Data:     {settings.data}")
     await _try_storage(resources, console)
+    await _seal_secrets(resources, console)
     async with resources.write() as session:
         made = await keys.bootstrap(session, api_key=settings.api_key.get_secret_value() if settings.api_key else None)
     if made is not None:
@@ -123,9 +132,31 @@ async def _try_storage(resources: Resources, console: Console) -> None:
     except StorageRefused as error:
         raise CannotStart(f"storage cannot be used: {error}. Check the HONE_S3_ settings.") from error
     except StorageUnavailable as error:
-        console.print(f"Storage does not work at the moment: {error}", style="yellow")
+        console.print(f"Storage does not work at the moment: {redact(str(error))}", style="yellow")
     if resources.settings.s3_bucket:
         console.print(f"Objects:  S3 bucket {resources.settings.s3_bucket}")
+
+
+async def _seal_secrets(resources: Resources, console: Console) -> None:
+    """What an earlier version has stored in clear is sealed before anything else is done."""
+    try:
+        count = await secret_upkeep.run(resources, Seal.WHAT_IS_CLEAR)
+    except CannotSeal as error:
+        raise CannotStart(
+            "the database holds secrets of webhooks in clear, and there is no key to seal them with. Set "
+            "HONE_SECRET_KEYS to what `hone secrets new-key` prints, the same for all processes."
+        ) from error
+    except Unavailable:
+        console.print("The database does not answer at the moment; its secrets are not checked.", style="yellow")
+        return
+    if count.sealed:
+        console.print(f"Secrets:  those of {count.sealed} webhook endpoints, stored in clear until now, are sealed")
+    if count.unreadable:
+        console.print(
+            f"The secrets of {count.unreadable} of {count.seen} webhook endpoints cannot be read; what they are to be "
+            "told waits. Add the key that they were sealed with to HONE_SECRET_KEYS.",
+            style="yellow",
+        )
 
 
 async def _worker(resources: Resources, draining: asyncio.Event) -> None:

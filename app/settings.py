@@ -3,7 +3,7 @@
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,6 +18,9 @@ _DATABASES = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
+
+# Scheme, host and port: browsers send no more, and compare it letter by letter. "*" and "null" are none.
+Origin = Annotated[str, Field(pattern=r"^https?://[a-z0-9.\-]+(:[0-9]{1,5})?$")]
 
 
 class Settings(BaseSettings):
@@ -180,6 +183,12 @@ class Settings(BaseSettings):
         description="An integration that does not answer for this long is given up; the job goes on.",
     )
     max_log_bytes: int = Field(default=16 * 1024**2, ge=1024, description="Most log text kept for one job.")
+    secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Keys that secrets in the database, those of webhooks, are sealed with: the first seals, each "
+        "opens, separated by commas; `hone secrets new-key` makes one. All processes need the same. Default: the file "
+        "`secret.key` beside SQLite's; with PostgreSQL there are no webhooks without.",
+    )
     outgoing_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         default=(),
         description="Networks that URLs given by clients may lead to besides the public Internet, such as "
@@ -223,6 +232,19 @@ class Settings(BaseSettings):
     tiny_model: bool = Field(
         default=True, description="Build and register the tiny base model hone-tiny at the first start."
     )
+    docs_page: bool = Field(
+        default=True, description="Serve `/docs`, the page that describes the API, and `/openapi.json`, to anyone."
+    )
+    cors_allowed_origins: Annotated[tuple[Origin, ...], NoDecode] = Field(
+        default=(),
+        description="Pages that may call the API from browsers, such as `https://app.example.com`, separated by "
+        "commas; each exactly as browsers send it. Default: none.",
+    )
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        default=(),
+        description="Networks of reverse proxies, such as `127.0.0.1,10.1.0.0/16`: what they say in `X-Forwarded-For` "
+        "is taken for the client's address. Default: nobody is believed.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much is logged.")
 
     @model_validator(mode="after")
@@ -234,7 +256,9 @@ class Settings(BaseSettings):
             raise ValueError(f"HONE_{min(given).upper()} is set, but HONE_S3_BUCKET is not")
         return self
 
-    @field_validator("outgoing_allowed_networks", mode="before")
+    @field_validator(
+        "outgoing_allowed_networks", "secret_keys", "cors_allowed_origins", "trusted_proxies", mode="before"
+    )
     @classmethod
     def _in_a_row(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -266,6 +290,23 @@ class Settings(BaseSettings):
         return self.data_directory.expanduser().absolute()
 
     @property
+    def secrets(self) -> frozenset[str]:
+        """All that is secret in these settings, passwords within URLs by themselves too: what no log may hold."""
+        found: set[str] = set()
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, SecretStr):
+                    found |= _secrets_in(one.get_secret_value())
+        return frozenset(found)
+
+    @property
+    def key_file(self) -> Path | None:
+        """Where the key to seal secrets with lies, besides those of `secret_keys`: beside the file of SQLite."""
+        scheme, _, path = self.resolved_database_url.partition(":///")
+        return Path(path.partition("?")[0]).with_name("secret.key") if scheme.startswith("sqlite") else None
+
+    @property
     def trackers(self) -> frozenset[str]:
         """The kinds of integrations that jobs may ask for."""
         has = {
@@ -281,6 +322,17 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite+aiosqlite:///{self.data / 'hone.db'}"
+
+
+def _secrets_in(text: str) -> set[str]:
+    """Of a URL its password, as it is and as it is written there: the rest may be shown."""
+    if "://" not in text:
+        return {text}
+    try:
+        password = urlsplit(text).password
+    except ValueError:
+        return {text}
+    return {password, unquote(password)} if password else set()
 
 
 def _is_redis_url(url: str) -> bool:

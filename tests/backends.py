@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from app import sealing
 from app.db import migrations
 from app.settings import Settings
 from tests.servers import postgres, redis, s3
@@ -81,6 +82,7 @@ class Production:
         self._redis = redis
         self._s3 = s3
         self._numbers = itertools.count()
+        self._key = sealing.new_key()
         server.create("migrated")
         migrations.upgrade(server.url("migrated"))
 
@@ -103,7 +105,8 @@ class Production:
         self._postgres.create(name, template=template)
         wakes = self._redis.url_through(self._redis.port, database=number)
         objects = self._s3.settings(self._s3.new_bucket())
-        return Site(data, {"database_url": self._postgres.url(name), "redis_url": wakes, **objects})
+        places = {"database_url": self._postgres.url(name), "redis_url": wakes, "secret_keys": self._key}
+        return Site(data, {**places, **objects})
 
     def _database(self, site: Site) -> str:
         return site.places["database_url"].rpartition("/")[2]

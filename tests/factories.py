@@ -236,13 +236,15 @@ async def succeeded_job(resources: Resources, principal: Principal) -> tuple[Job
 async def webhook_endpoint(resources: Resources, principal: Principal, url: str, **columns: Any) -> WebhookEndpoint:
     """One that is told of every end of a job."""
     now = utc_now()
+    secret = webhook_signing.new_secret()
     values: dict[str, Any] = {
         "id": new_id("we_"),
         "project_id": principal.project_id,
         "name": "test",
         "url": url,
         "event_types": ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"],
-        "secret": webhook_signing.new_secret(),
+        "secret": resources.sealer.seal(secret),
+        "secret_hint": webhook_signing.hint(secret),
         "old_secrets": [],
         "created_at": now - timedelta(seconds=1),  # the database's clock may be coarser
         "updated_at": now,

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from app.observability import redact
 from app.storage.base import ObjectCorrupt, ObjectMissing, Storage
 from worker.data.base_manifest import BadBaseModel, BaseFile
 
@@ -112,7 +113,9 @@ async def _ask_hub(repository: str, commit: str, names: Sequence[str], scratch: 
             await child.wait()
     if child.returncode != 0:
         lines = complaints.decode(errors="replace").strip().splitlines()
-        raise BadBaseModel(lines[-1] if lines else f"fetching {repository} ended with status {child.returncode}")
+        raise BadBaseModel(
+            redact(lines[-1]) if lines else f"fetching {repository} ended with status {child.returncode}"
+        )
     return Path(said.decode().strip().splitlines()[-1])
 
 

@@ -75,16 +75,17 @@ async def _take(resources: Resources, post: _Post) -> list[Attempt]:
             return []
     # After the answer's time limit there must be time to record it.
     lease = resources.settings.webhook_timeout_seconds + _RECORD_SECONDS + _LOOK_SECONDS
+    sealer = resources.sealer
     async with resources.write() as session:
         await webhook_deliveries.distribute(session)
         await session.flush()
         taken = await webhook_deliveries.claim(
-            session, limit=room, busy_endpoints=post.retries, retries=False, lease_seconds=lease
+            session, limit=room, busy_endpoints=post.retries, retries=False, lease_seconds=lease, sealer=sealer
         )
         busy = {*post.retries, *(attempt.endpoint_id for attempt in taken)}
         room = min(room - len(taken), _MOST_RETRIES_AT_ONCE - sum(post.retries.values()))
         taken += await webhook_deliveries.claim(
-            session, limit=room, busy_endpoints=busy, retries=True, lease_seconds=lease
+            session, limit=room, busy_endpoints=busy, retries=True, lease_seconds=lease, sealer=sealer
         )
     return taken
 

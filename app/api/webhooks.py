@@ -24,7 +24,7 @@ from app.schemas.webhooks import (
     WebhookTest,
     WebhookTestResult,
 )
-from app.services import webhook_events, webhook_signing, webhooks
+from app.services import webhook_events, webhooks
 
 router = APIRouter(prefix="/v1", tags=["Webhooks"], dependencies=needs("jobs"), responses=access.RESPONSES)
 
@@ -42,7 +42,9 @@ async def create_webhook_endpoint(
     body: WebhookEndpointCreate, principal: Caller, session: WriteSession, resources: Opened
 ) -> WebhookEndpointWithSecret:
     """Deliveries are signed with the secret that this answer holds."""
-    return _with_secret(await webhooks.create(session, principal, body=body, settings=resources.settings))
+    settings, sealer = resources.settings, resources.sealer
+    endpoint, secret = await webhooks.create(session, principal, body=body, settings=settings, sealer=sealer)
+    return _with_secret(endpoint, secret)
 
 
 @router.get("/webhook_endpoints")
@@ -83,12 +85,18 @@ async def delete_webhook_endpoint(
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/rotate_secret")
 async def rotate_webhook_endpoint_secret(
-    webhook_endpoint_id: str, principal: Caller, session: WriteSession, body: SecretRotation | None = None
+    webhook_endpoint_id: str,
+    principal: Caller,
+    session: WriteSession,
+    resources: Opened,
+    body: SecretRotation | None = None,
 ) -> WebhookEndpointWithSecret:
     """Sign with a new secret. If the old one is kept, deliveries carry a signature by each for 24 hours."""
     keep_old = body is not None and body.keep_old_secret_active_for_24_hours
-    endpoint = await webhooks.rotate_secret(session, principal, endpoint_id=webhook_endpoint_id, keep_old=keep_old)
-    return _with_secret(endpoint)
+    endpoint, secret = await webhooks.rotate_secret(
+        session, principal, endpoint_id=webhook_endpoint_id, keep_old=keep_old, sealer=resources.sealer
+    )
+    return _with_secret(endpoint, secret)
 
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/test")
@@ -98,7 +106,8 @@ async def test_webhook_endpoint(
     """Send a sample event, once and now. It is not in the list of deliveries."""
     async with resources.read() as session:  # closed again before the receiver is waited for
         endpoint = await webhooks.get(session, principal, endpoint_id=webhook_endpoint_id)
-    status = await webhooks.test(endpoint, event_type=body.event_type, settings=resources.settings)
+    settings, sealer = resources.settings, resources.sealer
+    status = await webhooks.test(endpoint, event_type=body.event_type, settings=settings, sealer=sealer)
     return WebhookTestResult(status_code=status, event_type=body.event_type, webhook_endpoint_id=endpoint.id)
 
 
@@ -121,12 +130,12 @@ def _read(endpoint: WebhookEndpoint) -> WebhookEndpointRead:
         event_types=endpoint.event_types,
         created_at=unix(endpoint.created_at),
         updated_at=unix(endpoint.updated_at),
-        signing_secret_hint=webhook_signing.hint(endpoint.secret),
+        signing_secret_hint=endpoint.secret_hint,
     )
 
 
-def _with_secret(endpoint: WebhookEndpoint) -> WebhookEndpointWithSecret:
-    return WebhookEndpointWithSecret(**_read(endpoint).model_dump(), signing_secret=endpoint.secret)
+def _with_secret(endpoint: WebhookEndpoint, secret: str) -> WebhookEndpointWithSecret:
+    return WebhookEndpointWithSecret(**_read(endpoint).model_dump(), signing_secret=secret)
 
 
 def _read_delivery(delivery: WebhookDelivery) -> WebhookDeliveryRead:

@@ -10,9 +10,10 @@ from app.db.base import ProjectRow
 
 
 class WebhookEndpoint(ProjectRow):
-    """A receiver. Its secrets are needed to sign with, so they stand here as they are, and nowhere else.
+    """A receiver. Its secrets are needed to sign with, so they stand here, sealed (app.sealing), and nowhere else.
 
     `old_secrets` are objects with `secret` and `expires_at` (unix seconds): those that are still signed with too.
+    `secret_hint` is what may be shown of the present one.
     """
 
     __tablename__ = "webhook_endpoints"
@@ -21,7 +22,8 @@ class WebhookEndpoint(ProjectRow):
     name: Mapped[str] = mapped_column(String(256))
     url: Mapped[str] = mapped_column(Text)
     event_types: Mapped[list[str]]
-    secret: Mapped[str] = mapped_column(String(64))
+    secret: Mapped[str] = mapped_column(Text)
+    secret_hint: Mapped[str] = mapped_column(String(16))
     old_secrets: Mapped[list[dict[str, Any]]]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]

@@ -155,4 +155,5 @@ async def _ask(settings: Settings, body: dict[str, Any]) -> tuple[int, bytes]:
         raise GraderFault(f"The model's server could not be asked: {error}", "model_grader_server_error") from error
     if not answer.is_whole:
         raise GraderFault("The model's server answered with far too much.", "model_grader_server_error")
-    return answer.status, answer.body
+    # What it answers is told to clients, also why it refuses; some servers repeat the key that they refuse.
+    return answer.status, answer.body.replace(key.get_secret_value().encode(), b"[redacted]") if key else answer.body

@@ -5,6 +5,7 @@ nobody but the endpoint that it is for.
 """
 
 import json
+import logging
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,9 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db.queries import database_now, of_project
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint, WebhookEvent
 from app.ids import new_id
+from app.sealing import CannotUnseal, Sealer
+from app.services import sealed_secrets
 from app.services.webhook_sending import Outcome
 
+_log = logging.getLogger(__name__)
+UNREADABLE = "The server cannot read the endpoint's signing secret. Its operator must give it the key back."
 _GONE = 410
+_UNREADABLE_DELAY = timedelta(seconds=60)
 _MAX_DELAY = timedelta(hours=6)
 _MAX_EVENTS_AT_ONCE = 100
 
@@ -56,11 +62,18 @@ async def distribute(session: AsyncSession) -> None:
 
 
 async def claim(
-    session: AsyncSession, *, limit: int, busy_endpoints: Collection[str], retries: bool, lease_seconds: float
+    session: AsyncSession,
+    *,
+    limit: int,
+    busy_endpoints: Collection[str],
+    retries: bool,
+    lease_seconds: float,
+    sealer: Sealer,
 ) -> list[Attempt]:
     """Up to `limit` due deliveries for this worker to attempt, one an endpoint: first attempts, or `retries`.
 
     Each is due again when the lease ends, should nothing be recorded by then. The attempt counts from now on.
+    Those whose secret cannot be read wait, for as long as that is so: it is none of the receiver's faults.
     """
     if limit <= 0:
         return []
@@ -77,10 +90,16 @@ async def claim(
     for delivery in await session.scalars(query.with_for_update(skip_locked=True)):
         endpoints = of_project(WebhookEndpoint, delivery.project_id)
         endpoint = (await session.scalars(endpoints.where(WebhookEndpoint.id == delivery.endpoint_id))).one()
+        try:
+            signing = active_secrets(endpoint, now, sealer)
+        except CannotUnseal:
+            _log.error("webhook %s waits: no key of HONE_SECRET_KEYS opens the secret of %s", delivery.id, endpoint.id)
+            delivery.last_error = UNREADABLE
+            delivery.next_attempt_at = now + _UNREADABLE_DELAY
+            continue
         delivery.attempts += 1
         delivery.last_attempt_at = now
         delivery.next_attempt_at = now + timedelta(seconds=lease_seconds)
-        signing = active_secrets(endpoint, now)
         body = delivery.payload.encode()
         attempts.append(Attempt(delivery.id, endpoint.id, delivery.attempts, endpoint.url, signing, body))
     return attempts
@@ -131,10 +150,10 @@ async def remove_all(session: AsyncSession, endpoint: WebhookEndpoint) -> None:
     await session.execute(delete(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint.id))
 
 
-def active_secrets(endpoint: WebhookEndpoint, now: datetime) -> tuple[str, ...]:
-    """Those to sign with, the newest first."""
+def active_secrets(endpoint: WebhookEndpoint, now: datetime, sealer: Sealer) -> tuple[str, ...]:
+    """Those to sign with, the newest first. Raises CannotUnseal: with some of them, some receivers would be lost."""
     old = (kept["secret"] for kept in endpoint.old_secrets if kept["expires_at"] > now.timestamp())
-    return (endpoint.secret, *old)
+    return tuple(sealed_secrets.clear_text(secret, sealer) for secret in (endpoint.secret, *old))
 
 
 def _is_due(now: datetime):

@@ -6,17 +6,17 @@ import hmac
 import secrets
 from collections.abc import Iterable
 
-_PREFIX = "whsec_"
+PREFIX = "whsec_"
 
 
 def new_secret() -> str:
     """256 random bits."""
-    return _PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+    return PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def hint(secret: str) -> str:
     """What may be shown later, to tell secrets apart."""
-    return f"{_PREFIX}...{secret[-5:-1]}"  # the last character is padding
+    return f"{PREFIX}...{secret[-5:-1]}"  # the last character is padding
 
 
 def headers(signing_secrets: Iterable[str], *, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
@@ -31,5 +31,5 @@ def headers(signing_secrets: Iterable[str], *, message_id: str, timestamp: int, 
 
 
 def _signature(secret: str, signed: bytes) -> str:
-    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    key = base64.b64decode(secret.removeprefix(PREFIX))
     return base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()

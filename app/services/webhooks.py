@@ -9,10 +9,11 @@ from app import outgoing
 from app.auth import Principal
 from app.db.queries import alone, database_now, scoped
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
-from app.errors import InvalidRequest, NotFound
+from app.errors import InvalidRequest, NotFound, Unavailable
 from app.ids import new_id, utc_now
 from app.outgoing import OutgoingRefused
 from app.schemas.webhooks import WebhookEndpointCreate, WebhookEndpointUpdate
+from app.sealing import CannotSeal, CannotUnseal, Sealer
 from app.services import lookup, webhook_deliveries, webhook_sending, webhook_signing
 from app.settings import Settings
 
@@ -22,10 +23,14 @@ _MAX_OLD_SECRETS = 4
 
 
 async def create(
-    session: AsyncSession, principal: Principal, *, body: WebhookEndpointCreate, settings: Settings
-) -> WebhookEndpoint:
-    """Raises InvalidRequest for a URL that is never called, and for an endpoint too many."""
+    session: AsyncSession, principal: Principal, *, body: WebhookEndpointCreate, settings: Settings, sealer: Sealer
+) -> tuple[WebhookEndpoint, str]:
+    """The endpoint, and its secret in clear, which nobody is told again.
+
+    Raises InvalidRequest for a URL that is never called, for an endpoint too many, and where no secret can be kept.
+    """
     _check_url(body.url, settings)
+    secret = webhook_signing.new_secret()
     await alone(session, f"webhook endpoints of {principal.project_id}")
     counted = scoped(WebhookEndpoint, principal).with_only_columns(func.count(WebhookEndpoint.id))
     if (await session.execute(counted)).scalar_one() >= MAX_ENDPOINTS:
@@ -37,14 +42,15 @@ async def create(
         name=body.name,
         url=body.url,
         event_types=list(body.event_types),
-        secret=webhook_signing.new_secret(),
+        secret=_sealed(secret, sealer),
+        secret_hint=webhook_signing.hint(secret),
         old_secrets=[],
         created_at=now,
         updated_at=now,
     )
     session.add(endpoint)
     await session.flush()
-    return endpoint
+    return endpoint, secret
 
 
 async def get(session: AsyncSession, principal: Principal, *, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
@@ -83,20 +89,22 @@ async def update(
 
 
 async def rotate_secret(
-    session: AsyncSession, principal: Principal, *, endpoint_id: str, keep_old: bool
-) -> WebhookEndpoint:
-    """Sign with a new secret from now on; with `keep_old` also with the present one, for a day."""
+    session: AsyncSession, principal: Principal, *, endpoint_id: str, keep_old: bool, sealer: Sealer
+) -> tuple[WebhookEndpoint, str]:
+    """Sign with a new secret from now on; with `keep_old` also with the present one, for a day. Returns as `create`."""
     endpoint = await get(session, principal, endpoint_id=endpoint_id, lock=True)
     now = await database_now(session)
     kept = []
     if keep_old:
         present = {"secret": endpoint.secret, "expires_at": int((now + _OVERLAP).timestamp())}
         kept = [present, *(old for old in endpoint.old_secrets if old["expires_at"] > now.timestamp())]
-    endpoint.secret = webhook_signing.new_secret()
+    secret = webhook_signing.new_secret()
+    endpoint.secret = _sealed(secret, sealer)
+    endpoint.secret_hint = webhook_signing.hint(secret)
     endpoint.old_secrets = kept[:_MAX_OLD_SECRETS]
     endpoint.updated_at = now
     await session.flush()
-    return endpoint
+    return endpoint, secret
 
 
 async def delete(session: AsyncSession, principal: Principal, *, endpoint_id: str) -> WebhookEndpoint:
@@ -107,17 +115,21 @@ async def delete(session: AsyncSession, principal: Principal, *, endpoint_id: st
     return endpoint
 
 
-async def test(endpoint: WebhookEndpoint, *, event_type: str, settings: Settings) -> int:
+async def test(endpoint: WebhookEndpoint, *, event_type: str, settings: Settings, sealer: Sealer) -> int:
     """Send a sample event, at once and once, and return the status of the answer. Call it with no session open.
 
     Raises InvalidRequest, which clients do not repeat, when there is no answer.
     """
     now = utc_now()
+    try:
+        signing = webhook_deliveries.active_secrets(endpoint, now, sealer)
+    except CannotUnseal:
+        raise Unavailable(webhook_deliveries.UNREADABLE) from None
     sample = webhook_deliveries.payload(new_id("evt_"), event_type, "sample", now)
     outcome = await webhook_sending.send(
         settings,
         url=endpoint.url,
-        secrets=webhook_deliveries.active_secrets(endpoint, now),
+        secrets=signing,
         message_id=new_id("wh_"),
         body=sample.encode(),
     )
@@ -133,6 +145,17 @@ async def list_deliveries(
     query = scoped(WebhookDelivery, principal).where(WebhookDelivery.endpoint_id == endpoint.id)
     order = (WebhookDelivery.created_at, WebhookDelivery.id)
     return await lookup.page(session, query, cursor=WebhookDelivery.id, order=order, after=after, limit=limit)
+
+
+def _sealed(secret: str, sealer: Sealer) -> str:
+    try:
+        return sealer.seal(secret)
+    except CannotSeal:
+        sentence = (
+            "Webhooks are not available on this server: its operator has given it no key to seal their secrets with "
+            "(HONE_SECRET_KEYS)."
+        )
+        raise InvalidRequest(sentence, code="webhooks_not_available") from None
 
 
 def _check_url(url: str, settings: Settings) -> None:

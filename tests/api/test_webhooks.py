@@ -213,7 +213,7 @@ async def test_a_rotation_may_come_without_a_body(tenant: Tenant, content: bytes
         path = f"/v1/webhook_endpoints/{made.id}/rotate_secret"
         answer = await http.post(path, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200
-    assert answer.json()["signing_secret"] != made.secret
+    assert answer.json()["signing_secret_hint"] != made.secret_hint
 
 
 async def test_others_see_nothing_of_it(tenant: Tenant, other_tenant: Tenant) -> None:

@@ -1,7 +1,11 @@
-"""What nobody may read who is not told it: keys, tokens, passwords."""
+"""What nobody may read who is not told it: keys, tokens, passwords; and how to look for them in what was written."""
 
+import base64
+import io
 import os
-from urllib.parse import unquote, urlsplit
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import quote
 
 from app.settings import Settings
 
@@ -10,10 +14,41 @@ HUB_TOKEN = "hf_e2e0123456789abcdef"  # of no use anywhere: workers have it to k
 
 def secrets_of(settings: Settings) -> set[str]:
     """Those of an installation."""
-    urls = [settings.database_url, settings.redis_url, settings.mlflow_tracking_uri]
-    passwords = [urlsplit(url.get_secret_value()).password for url in urls if url is not None]
-    found = {unquote(password) for password in passwords if password} | {password for password in passwords if password}
-    for secret in (settings.api_key, settings.s3_secret_access_key, settings.wandb_api_key):
-        if secret is not None:
-            found.add(secret.get_secret_value())
-    return found | {HUB_TOKEN, os.environ.get("HF_TOKEN", HUB_TOKEN)}
+    return {*settings.secrets, HUB_TOKEN, os.environ.get("HF_TOKEN", HUB_TOKEN)}
+
+
+def found(secrets: Mapping[str, str], texts: Iterable[tuple[str, bytes]]) -> list[str]:
+    """Which of the secrets, by their names, stand where, in whatever way they are written there."""
+    ways = {name: set(_ways(secret)) for name, secret in secrets.items()}
+    return [
+        f"{name} in {place}"
+        for place, text in texts
+        for name, forms in ways.items()
+        if any(form in text for form in forms)
+    ]
+
+
+def unpacked(place: str, content: bytes) -> Iterator[tuple[str, bytes]]:
+    """What was written, and what it holds if it is an archive."""
+    yield place, content
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in archive.namelist():
+                yield f"{place}:{name}", archive.read(name)
+
+
+def _ways(secret: str) -> Iterator[bytes]:
+    """As it is, as URLs and databases write it, as a key's bytes, and in base64 wherever it begins there."""
+    plain = secret.encode()
+    yield plain
+    yield quote(secret, safe="").encode()
+    yield plain.hex().encode()
+    key = secret.removeprefix("whsec_")
+    if key != secret:
+        yield key.encode()
+        yield base64.b64decode(key)
+    for before in range(3):  # bytes that may stand before it; what they share with it is left out, at both its ends
+        coded = base64.b64encode(b"\0" * before + plain)
+        whole = coded[4 if before else 0 : len(coded) - 4]
+        yield whole
+        yield whole.translate(bytes.maketrans(b"+/", b"-_"))

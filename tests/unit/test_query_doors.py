@@ -12,6 +12,7 @@ _DOORS = {
     "app/services/grader_runs.py",
     "app/services/leases.py",
     "app/services/scheduling.py",
+    "app/services/sealed_secrets.py",
     "app/services/webhook_deliveries.py",
 }
 _VERBS = {"select", "update", "delete", "insert", "text"}

@@ -49,6 +49,10 @@ async def delivering(resources: Resources, **settings: Any) -> AsyncIterator[Non
         assert task.cancelled()
 
 
+def secret_of(resources: Resources, endpoint: WebhookEndpoint) -> str:
+    return resources.sealer.unseal(endpoint.secret)
+
+
 async def ended_job(resources: Resources, principal: Principal, status: JobStatus = JobStatus.SUCCEEDED) -> str:
     """A job that ends just now."""
     job_id = (await factories.job(resources, principal, status=JobStatus.RUNNING)).id
@@ -114,7 +118,7 @@ async def test_an_end_is_told_as_openai_tells_it(resources: Resources, status: J
             (delivery,) = await until_over(resources, endpoint)
             assert time.monotonic() - began < 5
     (got,) = server.received
-    event = unwrapped(got, endpoint.secret)
+    event = unwrapped(got, secret_of(resources, endpoint))
     assert set(event) == {"id", "object", "type", "created_at", "data"}
     assert (event["object"], event["type"], event["data"]) == ("event", kind, {"id": job_id})
     assert event["id"] == delivery.event_id
@@ -127,7 +131,7 @@ async def test_an_end_is_told_as_openai_tells_it(resources: Resources, status: J
     assert (delivery.attempts, delivery.last_status_code, delivery.last_error) == (1, 204, None)
     assert delivery.delivered_at is not None
     with pytest.raises(InvalidWebhookSignatureError):
-        CLIENT.webhooks.unwrap(got.body + b" ", got.headers, secret=endpoint.secret)
+        CLIENT.webhooks.unwrap(got.body + b" ", got.headers, secret=secret_of(resources, endpoint))
 
 
 async def test_who_is_told(resources: Resources) -> None:
@@ -161,7 +165,8 @@ async def test_an_endpoint_made_where_the_clock_is_ahead_is_told(
     with receiving(says(200)) as server:
         body = WebhookEndpointCreate(name="test", url=server.url, event_types=["fine_tuning.job.succeeded"])
         async with resources.write() as session:
-            endpoint = await webhooks.create(session, principal, body=body, settings=with_settings(resources).settings)
+            settings, sealer = with_settings(resources).settings, resources.sealer
+            endpoint, _ = await webhooks.create(session, principal, body=body, settings=settings, sealer=sealer)
         job_id = await ended_job(resources, principal)
         async with delivering(resources):
             (told,) = await until_over(resources, endpoint)
@@ -176,9 +181,9 @@ async def test_a_pause_is_told_to_those_who_ask_for_it_by_name(resources: Resour
         async with delivering(resources):
             await ended_job(resources, principal, JobStatus.PAUSED)
             await until_over(resources, endpoint)
-    assert CLIENT.webhooks.unwrap(server.received[0].body, server.received[0].headers, secret=endpoint.secret).type == (
-        "fine_tuning.job.paused"
-    )
+    assert CLIENT.webhooks.unwrap(
+        server.received[0].body, server.received[0].headers, secret=secret_of(resources, endpoint)
+    ).type == ("fine_tuning.job.paused")
 
 
 async def test_an_end_that_does_not_come_to_pass_is_not_told(resources: Resources) -> None:
@@ -210,11 +215,13 @@ async def test_both_secrets_sign_while_the_old_one_is_kept(resources: Resources)
     principal, _ = await factories.project(resources)
     with receiving(says(200)) as server:
         endpoint = await factories.webhook_endpoint(resources, principal, server.url)
-        secrets = [endpoint.secret]
+        secrets = [secret_of(resources, endpoint)]
         for keep_old in (True, True, False):
             async with resources.write() as session:
-                rotated = await webhooks.rotate_secret(session, principal, endpoint_id=endpoint.id, keep_old=keep_old)
-                secrets.append(rotated.secret)
+                _, secret = await webhooks.rotate_secret(
+                    session, principal, endpoint_id=endpoint.id, keep_old=keep_old, sealer=resources.sealer
+                )
+                secrets.append(secret)
             async with delivering(resources):
                 await ended_job(resources, principal)
                 await until_over(resources, endpoint, len(server.received) + 1)
@@ -234,11 +241,12 @@ def _verifies(got: Received, secret: str) -> bool:
 async def test_an_old_secret_ends(resources: Resources) -> None:
     principal, _ = await factories.project(resources)
     now = int(time.time())
-    old = [{"secret": "whsec_b2xk", "expires_at": now + 60}, {"secret": "whsec_b2xkZXI=", "expires_at": now - 1}]
+    kept, gone = (resources.sealer.seal(secret) for secret in ("whsec_b2xk", "whsec_b2xkZXI="))
+    old = [{"secret": kept, "expires_at": now + 60}, {"secret": gone, "expires_at": now - 1}]
     endpoint = await factories.webhook_endpoint(resources, principal, "https://receiver.example/", old_secrets=old)
     async with resources.read() as session:
-        active = webhook_deliveries.active_secrets(endpoint, await database_now(session))
-    assert active == (endpoint.secret, "whsec_b2xk")
+        active = webhook_deliveries.active_secrets(endpoint, await database_now(session), resources.sealer)
+    assert active == (secret_of(resources, endpoint), "whsec_b2xk")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +280,7 @@ async def test_what_is_no_success_is_tried_again_with_the_same_id(
     assert {got.headers["webhook-id"] for got in server.received} == {delivery.id}
     assert len({got.body for got in server.received}) == 1
     for got in server.received:
-        unwrapped(got, endpoint.secret)
+        unwrapped(got, secret_of(resources, endpoint))
 
 
 async def test_the_job_does_not_care(resources: Resources) -> None:
@@ -353,7 +361,12 @@ async def claimed(resources: Resources, *, lease_seconds: float = 60, retries: b
         await webhook_deliveries.distribute(session)
         await session.flush()
         return await webhook_deliveries.claim(
-            session, limit=10, busy_endpoints=(), retries=retries, lease_seconds=lease_seconds
+            session,
+            limit=10,
+            busy_endpoints=(),
+            retries=retries,
+            lease_seconds=lease_seconds,
+            sealer=resources.sealer,
         )
 
 
@@ -515,5 +528,5 @@ async def test_secrets_are_not_logged(resources: Resources, caplog: pytest.LogCa
     async with delivering(resources, webhook_give_up_seconds=0):
         await until_over(resources, endpoint)
     assert "attempt 1: The URL's host has no address." in caplog.text
-    assert endpoint.secret not in caplog.text
+    assert secret_of(resources, endpoint) not in caplog.text
     assert "a-token-in-a-path" not in caplog.text

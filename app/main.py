@@ -21,6 +21,7 @@ from app.api import (
     permissions,
     system,
     uploads,
+    usage,
     webhooks,
 )
 from app.api.limits import Limiter
@@ -72,6 +73,7 @@ def _routes() -> FastAPI:
         webhooks,
         admin,
         model_aliases,
+        usage,
         system,
     ):
         app.include_router(resource.router)

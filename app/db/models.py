@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.db.audit_models import AuditEntry, AuditHorizon
 from app.db.base import Base, JobRow, ProjectRow
 from worker.contract.extension import DEFAULT_POOL
 
@@ -226,6 +227,11 @@ class Job(ProjectRow):
     lease_expires_at: Mapped[datetime | None]
     claimed_from: Mapped[JobStatus | None] = mapped_column(String(32))
     fence: Mapped[int] = mapped_column(default=0)
+    # What the lease has used so far: see `app.services.metering`.
+    meter_started_at: Mapped[datetime | None]
+    meter_seen_at: Mapped[datetime | None]  # the last sign of life of the lease's holder
+    meter_gpus: Mapped[int] = mapped_column(default=0)
+    meter_tokens: Mapped[int] = mapped_column(default=0)
     crashes: Mapped[int] = mapped_column(default=0)
     # Whether a slot was blamed already for a run that failed before its first step.
     has_been_excused: Mapped[bool] = mapped_column(default=False)
@@ -357,4 +363,4 @@ class GraderRun(ProjectRow):
     expires_at: Mapped[datetime]
 
 
-SERVER_TABLES = (Organization, Project, ApiKey, BaseModel, BaseModelFile, ModelAlias, Worker)
+SERVER_TABLES = (Organization, Project, ApiKey, BaseModel, BaseModelFile, ModelAlias, Worker, AuditEntry, AuditHorizon)

@@ -30,6 +30,7 @@ from app.api import (
     service_accounts,
     system,
     uploads,
+    usage,
     users,
     webhooks,
 )
@@ -60,6 +61,7 @@ _RESOURCES = (
     admin_keys,
     admin,
     organizations,
+    usage,
     model_aliases,
     system,
 )

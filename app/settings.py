@@ -1,5 +1,7 @@
 """Every setting of Hone, read from the environment (prefix HONE_). Each default runs on a laptop."""
 
+import json
+from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -8,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.prices import Prices
 from worker.contract.extension import DEFAULT_POOL, POOL_NAME
 
 # The ways to write a database's scheme, and the one that the rest of Hone reads.
@@ -229,6 +232,17 @@ class Settings(BaseSettings):
     grader_timeout_seconds: float = Field(
         default=60.0, ge=0.1, le=570, description="A grader's model is given up when it has not answered after this."
     )
+    prices: Annotated[Prices | None, NoDecode] = Field(
+        default=None,
+        description="The price list for `GET /v1/organization/costs`: JSON, or the path of a file with it, such as "
+        '`{"currency": "eur", "gb_month": 0.02, "models": {"*": {"gpu_hour": 2.5, "million_trained_tokens": 1}}}`; '
+        "see docs/usage-and-audit.md.",
+    )
+    audit_retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        description="Entries of the audit log that are older are removed, once a day. Default: they stay for ever.",
+    )
     tiny_model: bool = Field(
         default=True, description="Build and register the tiny base model hone-tiny at the first start."
     )
@@ -262,6 +276,22 @@ class Settings(BaseSettings):
     @classmethod
     def _in_a_row(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("prices", mode="before")
+    @classmethod
+    def _as_written_or_in_a_file(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        text = value
+        if not value.lstrip().startswith("{"):
+            try:
+                text = Path(value).expanduser().read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"expected JSON, or the path of a file with it, and cannot read it: {error}") from None
+        try:
+            return json.loads(text, parse_float=Decimal)
+        except ValueError as error:
+            raise ValueError(f"not JSON: {error}") from None
 
     @field_validator("database_url", mode="before")
     @classmethod

@@ -168,6 +168,7 @@ class Slot:
                     loaded=self._loaded,
                     excluded_bases=self._bases.excluded(),
                     excluded_jobs=self._avoided,
+                    gpus=0 if self._device is None else 1,
                 )
         except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; work is looked for again in a second", exc_info=True)

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import Job, JobStatus, StepMetric
 from app.db.queries import of_job
-from app.services import events
+from app.services import events, metering
 from worker.contract.events import Evaluation, Step
 from worker.contract.tracking import StepFigures
 
@@ -63,6 +63,7 @@ async def write(
     for record in records:
         if record.step.step in known:
             continue
+        metering.count_tokens(session, job, record.step.tokens, now=now)
         for kind, values in _metrics(record):
             session.add(
                 StepMetric(

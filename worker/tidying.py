@@ -15,12 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db.queries import database_now
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import base_models, files, orphans, uploads
+from app.services import base_models, files, orphans, uploads, usage
 from app.storage import keys
 
 _log = logging.getLogger(__name__)
 _EXPIRY_PAUSE_SECONDS = 300.0
 _PAUSE_SECONDS = 3600.0
+_BOOKS_PAUSE_SECONDS = 600.0
 
 
 async def run(resources: Resources) -> None:
@@ -30,6 +31,7 @@ async def run(resources: Resources) -> None:
     """
     age = timedelta(seconds=resources.settings.orphan_seconds)
     async with asyncio.TaskGroup() as sweeps:
+        sweeps.create_task(_again_and_again(partial(keep_books, resources), _BOOKS_PAUSE_SECONDS))
         sweeps.create_task(_again_and_again(partial(remove_expired, resources), _EXPIRY_PAUSE_SECONDS))
         sweeps.create_task(_again_and_again(partial(once, resources, older_than=age), _PAUSE_SECONDS))
 
@@ -66,6 +68,14 @@ async def remove_expired(resources: Resources) -> None:
             await uploads.forget_parts(session, parts)
     async with resources.write() as session:
         await uploads.forget_old(session, now=now)
+
+
+async def keep_books(resources: Resources) -> None:
+    """What is done once a day, by whichever worker comes first."""
+    async with resources.write() as session:
+        recorded = await usage.record_stored_bytes(session)
+    if recorded:
+        _log.info("the bytes that %d projects store were recorded for today", recorded)
 
 
 async def once(resources: Resources, *, older_than: timedelta) -> None:

@@ -8,6 +8,7 @@ from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.auth import Role
+from app.db.audit_models import AuditEntry, AuditHorizon
 from app.db.base import Base, JobRow, ProjectRow
 from app.db.tenancy_models import AdminApiKey, User
 from worker.contract.extension import DEFAULT_POOL
@@ -247,6 +248,11 @@ class Job(ProjectRow):
     lease_expires_at: Mapped[datetime | None]
     claimed_from: Mapped[JobStatus | None] = mapped_column(String(32))
     fence: Mapped[int] = mapped_column(default=0)
+    # What the lease has used so far: see `app.services.metering`.
+    meter_started_at: Mapped[datetime | None]
+    meter_seen_at: Mapped[datetime | None]  # the last sign of life of the lease's holder
+    meter_gpus: Mapped[int] = mapped_column(default=0)
+    meter_tokens: Mapped[int] = mapped_column(default=0)
     crashes: Mapped[int] = mapped_column(default=0)
     # Whether a slot was blamed already for a run that failed before its first step.
     has_been_excused: Mapped[bool] = mapped_column(default=False)
@@ -388,4 +394,6 @@ SERVER_TABLES = (
     BaseModelFile,
     ModelAlias,
     Worker,
+    AuditEntry,
+    AuditHorizon,
 )

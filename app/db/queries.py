@@ -5,22 +5,47 @@ grader_runs have their own), or on a server table.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, exists, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, ScalarSelect, Select, exists, func, literal_column, or_, select, union
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.auth import Principal
+from app.db.audit_models import AuditEntry
 from app.db.base import Base, JobRow, ProjectRow
-from app.db.models import SERVER_TABLES, Checkpoint, CheckpointPermission, FineTunedModel, Project
+from app.db.models import (
+    SERVER_TABLES,
+    Checkpoint,
+    CheckpointPermission,
+    File,
+    FineTunedModel,
+    Job,
+    LogSegment,
+    Project,
+    UploadPart,
+)
 from app.db.tenancy_models import AdminApiKey, User
+from app.db.usage_models import UsageRecord
 
 Row = TypeVar("Row", bound=Base)
 TenantRow = TypeVar("TenantRow", bound=ProjectRow)
 RowOfJob = TypeVar("RowOfJob", bound=JobRow)
 OrganizationRow = TypeVar("OrganizationRow", Project, User, AdminApiKey)
+Overseen = TypeVar("Overseen", AuditEntry, UsageRecord, Job)
+
+
+@dataclass(frozen=True)
+class View:
+    """What somebody who looks at usage or the audit log sees: a project, an organization's, or everybody's.
+
+    `app.services.oversight` decides who gets which.
+    """
+
+    organization_id: str | None = None
+    project_id: str | None = None
 
 
 def scoped(model: type[TenantRow], principal: Principal) -> Select[TenantRow]:
@@ -72,6 +97,41 @@ def due(
 ) -> Select[Any]:
     """Rows of the column's table whose time has come at `moment`, in whatever project: for sweeps, as above."""
     return select(column.class_).where(column <= moment)
+
+
+def overseen(model: type[Overseen], view: View) -> Select[Overseen]:
+    """The rows of usage, of jobs or of the audit log that a view shows."""
+    query = select(model)
+    if view.organization_id is not None:
+        query = query.where(model.organization_id == view.organization_id)
+    if view.project_id is not None:
+        query = query.where(model.project_id == view.project_id)
+    return query
+
+
+def organization_of(project_id: str) -> ScalarSelect[str]:
+    return select(Project.organization_id).where(Project.id == project_id).scalar_subquery()
+
+
+def bytes_held() -> Select[str, str, int]:
+    """Each project, its organization, and the bytes of the objects that its rows name: each object once, though a
+    result file, a checkpoint and a model may share it."""
+    named = union(
+        *(
+            select(column.class_.project_id, column.label("key"), size.label("bytes")).where(column.is_not(None))
+            for column, size in (
+                (File.storage_key, File.bytes),
+                (UploadPart.storage_key, UploadPart.bytes),
+                (Checkpoint.adapter_key, Checkpoint.adapter_bytes),
+                (Checkpoint.state_key, Checkpoint.state_bytes),
+                (FineTunedModel.adapter_key, FineTunedModel.adapter_bytes),
+                (LogSegment.storage_key, LogSegment.bytes),
+            )
+        )
+    ).subquery()
+    total = func.sum(named.c.bytes)
+    query = select(Project.id, Project.organization_id, total).join(named, named.c.project_id == Project.id)
+    return query.group_by(Project.id, Project.organization_id)
 
 
 async def alone(session: AsyncSession, purpose: str) -> None:

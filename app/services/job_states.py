@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.models import TERMINAL, Job, JobStatus
-from app.services import events, webhook_events
+from app.services import events, metering, webhook_events
 
 _VALIDATING, _QUEUED, _RUNNING, _PAUSED = (
     JobStatus.VALIDATING_FILES,
@@ -58,6 +58,7 @@ def move(
         job.queued_at = now
     if status in TERMINAL:
         job.finished_at = now
+        metering.count_end(session, job, now=now)
     if status != JobStatus.RUNNING:
         job.estimated_finish_at = None
     events.add(session, job, message, now=now, level=level, data=data)

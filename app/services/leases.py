@@ -11,7 +11,7 @@ from app.db import after_commit
 from app.db.models import Job, JobStatus
 from app.db.queries import database_now
 from app.queue.base import VALIDATION_POOL
-from app.services import events, job_states, scheduling
+from app.services import events, job_states, metering, scheduling
 from app.services.scheduling import LoadedBase
 
 
@@ -38,13 +38,15 @@ async def claim(
     loaded: LoadedBase | None = None,
     excluded_bases: Collection[str] = (),
     excluded_jobs: Collection[str] = (),
+    gpus: int = 0,
 ) -> tuple[Lease, Job] | None:
     """Take the next free job in `status` (validating_files or queued), or return None.
 
     Which job is next is said in `app.services.scheduling`; `pool` limits the choice to one pool's jobs, `loaded`
     is the base model that the claimer has warm, and jobs on `excluded_bases` are left to others, as are
-    `excluded_jobs`. A queued job becomes running in the same transaction. Two claimers never get the same job:
-    on PostgreSQL the rows being claimed are skipped, on SQLite a write session has the database to itself.
+    `excluded_jobs`. `gpus` is how many the claimer's slot has. A queued job becomes running in the same transaction.
+    Two claimers never get the same job: on PostgreSQL the rows being claimed are skipped, on SQLite a write session
+    has the database to itself.
     """
     now = await database_now(session)
     following = scheduling.next_job(
@@ -69,6 +71,7 @@ async def claim(
         resumed = job.started_at is not None
         message = "Fine-tuning job resumed" if resumed else "Fine-tuning job started"
         job_states.move(session, job, JobStatus.RUNNING, message=message, now=now)
+        metering.start(job, gpus=gpus, now=now)
     return Lease(job.id, owner, job.fence), job
 
 
@@ -99,7 +102,7 @@ async def hold(session: AsyncSession, lease: Lease) -> tuple[Job, datetime]:
     result = await session.scalar(
         update(Job)
         .where(Job.id == lease.job_id, Job.fence == lease.fence, Job.lease_owner == lease.owner)
-        .values(fence=Job.fence)
+        .values(meter_seen_at=now)
         .returning(Job.id)
     )
     if result is None:
@@ -132,7 +135,9 @@ async def renew(session: AsyncSession, held: Sequence[Lease], *, ttl_seconds: fl
         return
     now = await database_now(session)
     await session.execute(
-        update(Job).where(_any_of(held)).values(lease_expires_at=now + timedelta(seconds=ttl_seconds))
+        update(Job)
+        .where(_any_of(held))
+        .values(lease_expires_at=now + timedelta(seconds=ttl_seconds), meter_seen_at=now)
     )
 
 
@@ -155,6 +160,7 @@ def release(session: AsyncSession, job: Job) -> None:
     job.lease_owner = None
     job.lease_expires_at = None
     job.claimed_from = None
+    metering.stop(session, job)
     if job.status == JobStatus.VALIDATING_FILES:
         after_commit.wake(session, VALIDATION_POOL)
     elif job.status == JobStatus.QUEUED:

@@ -6,6 +6,7 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.db import queries
 from app.db.queries import database_now
 from app.errors import Unavailable
 from app.resources import Resources
@@ -15,6 +16,7 @@ from worker.presence import Presence
 _log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 1.0
 _TIDY_SECONDS = 600.0
+_SILENT_SECONDS = 1.0  # more than any session may last
 
 
 async def run(resources: Resources, presence: Presence) -> None:
@@ -30,8 +32,7 @@ async def run(resources: Resources, presence: Presence) -> None:
                 patient_until = time.monotonic() + ttl
             answered_at = time.monotonic()
             if answered_at >= patient_until:
-                if ended := await resources.database.end_silent_transactions():
-                    _log.warning("%d transactions were ended: their processes said nothing any more", ended)
+                await end_silent_transactions(resources)
                 await expire_silent(resources)
             if answered_at - tidied_at > _TIDY_SECONDS:
                 tidied_at = answered_at
@@ -52,6 +53,14 @@ async def recover_from_dead(resources: Resources, presence: Presence) -> None:
             for job in await leases.held_by(session, worker_id):
                 await _crashed(resources, session, job, "The worker process died")
         presence.forget(worker_id)
+
+
+async def end_silent_transactions(resources: Resources) -> None:
+    """So that a worker which sleeps in one does not keep its job from those that would take it over."""
+    longest = resources.settings.database_timeout_seconds + _SILENT_SECONDS
+    async with resources.read() as session:
+        if ended := await queries.end_silent_transactions(session, older_than_seconds=longest):
+            _log.warning("%d transactions were ended: their processes said nothing any more", ended)
 
 
 async def expire_silent(resources: Resources) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Connection, TextClause, event, text
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -15,7 +15,7 @@ WRITES = "hone_writes"
 WAIT_SECONDS = "hone_wait_seconds"
 _CONNECT_SECONDS = 2
 _PING_SECONDS = 1.0
-_APPLICATION, _MIGRATION = "hone", "hone migrate"
+APPLICATION, _MIGRATION = "hone", "hone migrate"
 _ROLLBACK_SECONDS = 0.75
 _CLOSE_SECONDS = 0.25
 _SHARED: dict[str, Any] = {
@@ -84,20 +84,6 @@ def for_migrations(url: str) -> AsyncEngine:
     return create_async_engine("postgresql+asyncpg://", async_creator=creator, poolclass=NullPool, **_SHARED)
 
 
-def of_silent_clients(*, after_seconds: float) -> TextClause:
-    """Ends PostgreSQL's transactions that began longer ago and wait for their client. To be run on PostgreSQL.
-
-    Its own limits leave one state out: between the preparation of a statement and its execution, where neither counts
-    the time. A client that sleeps or is cut off there holds its locks until TCP gives it up, in two hours.
-    """
-    query = text(
-        "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :application "
-        "AND datname = current_database() AND usename = current_user AND pid <> pg_backend_pid() "
-        "AND wait_event = 'ClientRead' AND xact_start < clock_timestamp() - make_interval(secs => :seconds)"
-    )
-    return query.bindparams(application=_APPLICATION, seconds=after_seconds)
-
-
 class _Connection(asyncpg.Connection):
     """Gives up a server that does not answer sooner than a request's patience ends."""
 
@@ -135,7 +121,7 @@ async def _connect_postgresql(url: str, server_settings: dict[str, str]) -> asyn
         return await asyncpg.connect(
             url,
             timeout=_CONNECT_SECONDS,
-            server_settings={"application_name": _APPLICATION, **server_settings},
+            server_settings={"application_name": APPLICATION, **server_settings},
             connection_class=_Connection,
         )
     except (OSError, asyncpg.PostgresError) as error:

@@ -62,17 +62,6 @@ class Database:
             finally:
                 self._writing.release()
 
-    async def end_silent_transactions(self) -> int:
-        """End those whose process, somewhere, sleeps or is cut off, and that keep others from rows. Returns how many.
-
-        Of SQLite there are none that another process could end.
-        """
-        if self.is_sqlite:
-            return 0
-        async with self.read() as session:
-            ended = await session.execute(drivers.of_silent_clients(after_seconds=self._timeout_seconds + 1))
-            return len(ended.all())
-
     async def close(self) -> None:
         await self.engine.dispose()
 

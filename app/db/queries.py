@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, exists, func, literal_column, or_, select, union
+from sqlalchemy import ColumnElement, ScalarSelect, Select, exists, func, literal_column, or_, select, text, union
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.auth import Principal
+from app.db import drivers
 from app.db.audit_models import AuditEntry
 from app.db.base import Base, JobRow, ProjectRow
 from app.db.models import (
@@ -141,6 +142,24 @@ async def alone(session: AsyncSession, purpose: str) -> None:
     """
     if session.get_bind().dialect.name == "postgresql":
         await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(purpose, 0))))
+
+
+async def end_silent_transactions(session: AsyncSession, *, older_than_seconds: float) -> int:
+    """End PostgreSQL's transactions of Hone's that began longer ago and wait for their client. Returns how many.
+
+    PostgreSQL's own limits leave one state out: between the preparation of a statement and its execution, where
+    neither of the two counts the time. A process that sleeps or is cut off there would keep its rows locked until TCP
+    gives it up, in two hours. SQLite's lock goes with its process.
+    """
+    if session.get_bind().dialect.name == "sqlite":
+        return 0
+    query = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :application "
+        "AND datname = current_database() AND usename = current_user AND pid <> pg_backend_pid() "
+        "AND wait_event = 'ClientRead' AND xact_start < clock_timestamp() - make_interval(secs => :seconds)"
+    )
+    ended = await session.execute(query, {"application": drivers.APPLICATION, "seconds": older_than_seconds})
+    return len(ended.all())
 
 
 async def database_now(session: AsyncSession) -> datetime:

@@ -12,9 +12,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import StatementError
 
 from app.db import drivers, migrations
-from app.db.engine import Database
 from app.db.models import ApiKey, Organization
-from app.db.queries import server_rows
+from app.db.queries import end_silent_transactions, server_rows
 from app.ids import new_id, utc_now
 from app.resources import Resources
 from tests.backends import Site
@@ -80,27 +79,27 @@ async def test_a_transaction_of_a_process_that_sleeps_before_it_executes_is_ende
         pytest.skip("SQLite's lock goes with its process")
     url = resources.settings.resolved_database_url
     limits = dict.fromkeys(("statement_timeout", "idle_in_transaction_session_timeout"), "500")
-    database = Database(url, timeout_seconds=1)
     sleeper, other = [
         await asyncpg.connect(url, server_settings={"application_name": "hone", **limits}) for _ in range(2)
     ]
     try:
         await sleeper.execute("BEGIN; LOCK TABLE organizations")
         await sleeper.prepare("SELECT count(*) FROM organizations")
-        assert await database.end_silent_transactions() == 0
+        async with resources.read() as session:
+            assert await end_silent_transactions(session, older_than_seconds=1.5) == 0
         await asyncio.sleep(2)
         await other.execute("BEGIN")
         await other.prepare("SELECT 1")
-        assert await database.end_silent_transactions() == 1
+        async with resources.read() as session:
+            assert await end_silent_transactions(session, older_than_seconds=1.5) == 1
         await other.execute("ROLLBACK")
-        async with database.write() as session:
+        async with resources.write() as session:
             session.add(Organization(id=new_id("org-"), name="x", created_at=utc_now()))
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
             await sleeper.execute("COMMIT")
     finally:
         for connection in (sleeper, other):
             await connection.close()
-        await database.close()
 
 
 async def test_an_error_does_not_show_what_was_bound(resources: Resources) -> None:

@@ -42,6 +42,7 @@ class Contest:
     packing: bool = False  # TRL's
     rows_a_pass: int = 1  # of TRL's packed rows: joined in one pass, or one after the other
     checkpointing: bool = False  # TRL's
+    has_loop: bool = True  # it pads: where products are emulated, a step of it takes minutes
 
     def save(self, directory: Path) -> None:
         (directory / "contest.json").write_text(json.dumps(asdict(self)))
@@ -111,9 +112,9 @@ class Contestant:
 
 @contextmanager
 def contestants(directory: Path, contest: Contest) -> Iterator[dict[System, Contestant]]:
-    """All three, loaded and waiting for their first turn. TRL comes first, for it writes `steps.json`."""
+    """All of them, loaded and waiting for their first turn. TRL comes first, for it writes `steps.json`."""
     with ExitStack() as stack:
-        order: tuple[System, ...] = ("trl", "ours", "loop")
+        order: tuple[System, ...] = ("trl", "ours", "loop") if contest.has_loop else ("trl", "ours")
         yield {system: stack.enter_context(Contestant(system, directory, contest.threads)) for system in order}
 
 

@@ -34,6 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=3, help="rounds after the one for warming up")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-loop", action="store_true", help="leave out the plain loop, the slowest of the three")
     parser.add_argument("--batch-size", type=int, help="examples a step, where TRL does not pack")
     arguments = parser.parse_args()
     steps = arguments.pairs + 1
@@ -49,6 +50,7 @@ def main() -> None:
         packing=arguments.packing,
         rows_a_pass=arguments.trl_rows_a_pass,
         checkpointing=arguments.trl_checkpointing,
+        has_loop=not arguments.no_loop,
     )
     examples = presets.lognormal_examples(
         batch_size * steps * (2 if arguments.packing else 1),

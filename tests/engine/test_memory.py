@@ -98,10 +98,13 @@ def test_a_stated_form_is_kept_and_files_of_several_types_or_none_are_held_in_fl
     monkeypatch.setattr(execution, "available_device", lambda: "cpu")
     monkeypatch.setattr(execution, "cpu_computes_in_bfloat16", lambda: True)
     small = geometry({**LLAMA_8B, "num_hidden_layers": 1, "vocab_size": 512})
-    settings: Any = {"device": "cpu", "token_budget": 64, "num_threads": 1}
-    for dtype, weights_dtype in (("bfloat16", None), ("float32", "float16"), ("float32", None)):
-        stated = Execution(**settings, dtype=dtype, weights_dtype=weights_dtype)
-        assert execution.form_of_base(stated, LLAMA, tmp_path) == ("cpu", dtype, weights_dtype)
+    for form in (
+        execution.Form("cpu", "bfloat16", None),
+        execution.Form("cpu", "float32", "float16"),
+        execution.Form("cpu", "float32", None),
+    ):
+        stated = Execution(**form._asdict(), token_budget=64, num_threads=1)
+        assert execution.form_of_base(stated, LLAMA, tmp_path) == form
     save_file({"a": torch.ones(2, 2, dtype=torch.bfloat16), "b": torch.ones(2)}, tmp_path / "model.safetensors")
     assert execution.form_of_base(None, small, tmp_path).weights_dtype is None
     (tmp_path / "model.safetensors").write_bytes(b"no weights")

@@ -139,7 +139,8 @@ def test_a_run_equals_the_one_in_float32_and_leaves_the_base_untouched(
         changes = {**changes, "dpo": DpoSettings()}
     before = checksum(model)
     runs = []
-    for dtype, base in (("bfloat16", model), (None, load(directory, None))):
+    bases: dict[Narrow | None, PreTrainedModel] = {"bfloat16": model, None: load(directory, None)}
+    for dtype, base in bases.items():
         train_spec = spec(dtype, n_epochs=1, **changes)
         make = pairs.start if train_spec.method == "dpo" else examples.start
         runs.append(Recorder().run(make(tmp_path, directory, train_spec, run=f"in {dtype}"), base))

@@ -25,6 +25,7 @@ from app.api import (
 )
 from app.api.limits import Limiter
 from app.api.middleware import RequestContext
+from app.api.streams import Streams
 from app.resources import Resources
 from app.schemas import examples
 from app.schemas.common import Wire
@@ -36,6 +37,7 @@ def create_app(resources: Resources) -> FastAPI:
     app = _routes()
     app.state.resources = resources
     app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
+    app.state.streams = Streams(resources.settings.streams_per_key)
     app.state.limiter = Limiter(most) if (most := resources.settings.requests_per_minute) else None
     return app
 

@@ -1,6 +1,7 @@
 """Webhook endpoints as their owners see them: make, change, rotate, test, and read how deliveries went."""
 
 from datetime import timedelta
+from weakref import WeakValueDictionary
 
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -11,7 +12,7 @@ from app.db.queries import alone, database_now, scoped
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
-from app.outgoing import OutgoingRefused
+from app.outgoing import LookUps, OutgoingRefused
 from app.schemas.webhooks import WebhookEndpointCreate, WebhookEndpointUpdate
 from app.services import lookup, webhook_deliveries, webhook_sending, webhook_signing
 from app.settings import Settings
@@ -19,6 +20,9 @@ from app.settings import Settings
 MAX_ENDPOINTS = 20
 _OVERLAP = timedelta(hours=24)
 _MAX_OLD_SECRETS = 4
+_TESTS_LOOK_UPS = 4
+# By project, so that one whose name server sleeps spoils no other's tests; and apart from those of deliveries.
+_look_ups: "WeakValueDictionary[str, LookUps]" = WeakValueDictionary()
 
 
 async def create(
@@ -114,12 +118,14 @@ async def test(endpoint: WebhookEndpoint, *, event_type: str, settings: Settings
     """
     now = utc_now()
     sample = webhook_deliveries.payload(new_id("evt_"), event_type, "sample", now)
+    look_ups = _look_ups.setdefault(endpoint.project_id, LookUps(_TESTS_LOOK_UPS))  # kept by the look-ups themselves
     outcome = await webhook_sending.send(
         settings,
         url=endpoint.url,
         secrets=webhook_deliveries.active_secrets(endpoint, now),
         message_id=new_id("wh_"),
         body=sample.encode(),
+        look_ups=look_ups,
     )
     if outcome.status is None:
         raise InvalidRequest(f"The endpoint could not be reached: {outcome.error}", code="webhook_delivery_failed")

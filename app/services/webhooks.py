@@ -1,5 +1,6 @@
 """Webhook endpoints as their owners see them: make, change, rotate, test, and read how deliveries went."""
 
+import hashlib
 from datetime import timedelta
 from weakref import WeakValueDictionary
 
@@ -15,6 +16,7 @@ from app.ids import new_id, utc_now
 from app.outgoing import LookUps, OutgoingRefused
 from app.schemas.webhooks import WebhookEndpointCreate, WebhookEndpointUpdate
 from app.services import lookup, webhook_deliveries, webhook_sending, webhook_signing
+from app.services.retries import ATTEMPTS_LAST, KEYS_LAST, REUSED, Attempt, KeyReused
 from app.settings import Settings
 
 MAX_ENDPOINTS = 20
@@ -26,17 +28,24 @@ _look_ups: "WeakValueDictionary[str, LookUps]" = WeakValueDictionary()
 
 
 async def create(
-    session: AsyncSession, principal: Principal, *, body: WebhookEndpointCreate, settings: Settings
-) -> WebhookEndpoint:
-    """Raises InvalidRequest for a URL that is never called, and for an endpoint too many."""
+    session: AsyncSession, principal: Principal, *, made: Attempt, body: WebhookEndpointCreate, settings: Settings
+) -> tuple[WebhookEndpoint, bool]:
+    """The endpoint of the request, as it is now, and whether an earlier attempt had created it already.
+
+    Raises InvalidRequest for a URL that is never called, and for an endpoint too many; KeyReused for an
+    `Idempotency-Key` that another endpoint was created with.
+    """
     _check_url(body.url, settings)
     await alone(session, f"webhook endpoints of {principal.project_id}")
+    endpoint_id, earlier = await _made_before(session, principal, made, body)
+    if earlier is not None:
+        return earlier, True
     counted = scoped(WebhookEndpoint, principal).with_only_columns(func.count(WebhookEndpoint.id))
     if (await session.execute(counted)).scalar_one() >= MAX_ENDPOINTS:
         raise InvalidRequest(f"A project has {MAX_ENDPOINTS} webhook endpoints at most.", code="too_many_endpoints")
     now = await database_now(session)  # as events are dated: it gets those from now on
     endpoint = WebhookEndpoint(
-        id=new_id("we_"),
+        id=endpoint_id,
         project_id=principal.project_id,
         name=body.name,
         url=body.url,
@@ -48,7 +57,7 @@ async def create(
     )
     session.add(endpoint)
     await session.flush()
-    return endpoint
+    return endpoint, False
 
 
 async def get(session: AsyncSession, principal: Principal, *, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
@@ -139,6 +148,39 @@ async def list_deliveries(
     query = scoped(WebhookDelivery, principal).where(WebhookDelivery.endpoint_id == endpoint.id)
     order = (WebhookDelivery.created_at, WebhookDelivery.id)
     return await lookup.page(session, query, cursor=WebhookDelivery.id, order=order, after=after, limit=limit)
+
+
+async def _made_before(
+    session: AsyncSession, principal: Principal, made: Attempt, body: WebhookEndpointCreate
+) -> tuple[str, WebhookEndpoint | None]:
+    """The id for an endpoint, or also the one that an earlier attempt of the same request has created.
+
+    Endpoints are few, and remember by themselves what made them: one with a key has its id of it; of clients that
+    count their attempts, what a repeated one asks for was there some minutes ago or it was not.
+    """
+    now = await database_now(session)
+    query = scoped(WebhookEndpoint, principal)
+    if made.idempotency_key is not None:
+        of_key = hashlib.sha256(f"{principal.project_id} {made.idempotency_key}".encode()).hexdigest()
+        endpoint_id = f"we_{of_key[:24]}"
+        found = await session.scalar(query.where(WebhookEndpoint.id == endpoint_id))
+        if found is None:
+            return endpoint_id, None
+        if found.created_at > now - KEYS_LAST:
+            if found.updated_at == found.created_at and not _is_as_asked(found, body):
+                raise KeyReused(REUSED, code="idempotency_key_reused")
+            return endpoint_id, found
+    elif made.retry_count:
+        recent = query.where(WebhookEndpoint.created_at > now - ATTEMPTS_LAST, WebhookEndpoint.url == body.url)
+        for found in await session.scalars(recent.order_by(WebhookEndpoint.created_at.desc())):
+            if _is_as_asked(found, body):
+                return found.id, found
+    return new_id("we_"), None
+
+
+def _is_as_asked(endpoint: WebhookEndpoint, body: WebhookEndpointCreate) -> bool:
+    asked = (body.name, body.url, list(body.event_types))
+    return (endpoint.name, endpoint.url, list(endpoint.event_types)) == asked
 
 
 def _check_url(url: str, settings: Settings) -> None:

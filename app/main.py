@@ -37,6 +37,7 @@ from app.api import (
 from app.api.key_uses import KeyUses
 from app.api.limits import Limiter
 from app.api.middleware import RequestContext
+from app.api.streams import Streams
 from app.resources import Resources
 from app.schemas import examples
 from app.schemas.common import Wire
@@ -76,6 +77,7 @@ def create_app(resources: Resources) -> FastAPI:
     app.state.resources = resources
     app.state.uses = KeyUses(resources)
     app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
+    app.state.streams = Streams(resources.settings.streams_per_key)
     app.state.limiter = Limiter(most) if (most := resources.settings.requests_per_minute) else None
     return app
 

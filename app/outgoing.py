@@ -18,7 +18,6 @@ Network = IPv4Network | IPv6Network
 
 _MAX_URL_CHARACTERS = 2048
 _MAX_ADDRESSES_TRIED = 4
-_MAX_LOOK_UPS = 64
 _HOST = re.compile(r"[A-Za-z0-9._\-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 _WELL_KNOWN_PORTS = (80, 443)
 
@@ -38,7 +37,16 @@ _SPECIAL = tuple(
 # those that wrap an IPv4 address: mapped (::ffff:0:0/96), compatible (::/96) and NAT64 (64:ff9b::/96).
 _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 
-_looking_up = threading.BoundedSemaphore(_MAX_LOOK_UPS)
+
+class LookUps:
+    """How many host names may be looked up at the same time. A name server may keep each for minutes, also when whoever
+    asked has given up: so what strangers ask for has an allowance of its own, and leaves that of the others alone."""
+
+    def __init__(self, most: int) -> None:
+        self.free = threading.BoundedSemaphore(most)
+
+
+_USUAL = LookUps(64)
 
 
 class OutgoingRefused(Exception):
@@ -67,6 +75,7 @@ async def post(
     timeout_seconds: float,
     max_response_bytes: int,
     allowed_networks: Sequence[Network],
+    look_ups: LookUps = _USUAL,
 ) -> Answer:
     """One POST, to a public address or one in `allowed_networks`; plain http goes only to the latter.
 
@@ -78,7 +87,7 @@ async def post(
     target = checked(url, allowed_networks=allowed_networks)
     try:
         async with asyncio.timeout(timeout_seconds):
-            addresses = await _look_up(target.raw_host.decode("ascii"), _port(target))
+            addresses = await _look_up(target.raw_host.decode("ascii"), _port(target), look_ups)
             for address in addresses:
                 _check_address(address, target, allowed_networks)
             return await _first_answer(target, addresses, body, headers, timeout_seconds, max_response_bytes)
@@ -131,7 +140,7 @@ def _check_address(address: IPv4Address | IPv6Address, target: httpx.URL, allowe
         raise OutgoingRefused("Of the ports below 1024 only 80 and 443 are called.")
 
 
-async def _look_up(host: str, port: int) -> list[IPv4Address | IPv6Address]:
+async def _look_up(host: str, port: int, look_ups: LookUps) -> list[IPv4Address | IPv6Address]:
     """A thread of its own for each: the loop's threads have other work, and a name server may keep one for minutes."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[IPv4Address | IPv6Address]] = loop.create_future()
@@ -147,11 +156,11 @@ async def _look_up(host: str, port: int) -> list[IPv4Address | IPv6Address]:
                 entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
                 found = [ipaddress.ip_address(entry[4][0]) for entry in entries]
         finally:
-            _looking_up.release()
+            look_ups.free.release()
         with suppress(RuntimeError):  # the loop has closed: nobody waits any more
             loop.call_soon_threadsafe(tell, found)
 
-    if not _looking_up.acquire(blocking=False):
+    if not look_ups.free.acquire(blocking=False):
         raise OutgoingFailed("Too many host names are being looked up.")
     threading.Thread(target=ask, name="look-up", daemon=True).start()
     found = list(dict.fromkeys(await answer))

@@ -106,6 +106,12 @@ class Settings(BaseSettings):
         description="Most requests of one API key in a minute, counted by each server process for itself; more are "
         "answered with 429 and when to come again. Default: no limit.",
     )
+    streams_per_key: int = Field(
+        default=100,
+        ge=1,
+        description="Most events and logs that one API key may follow at the same time, counted by each server process "
+        "for itself; one more is answered with 429.",
+    )
     max_line_bytes: int = Field(default=8 * 1024**2, ge=1024, description="Longest line of a training file.")
     max_rows: int = Field(default=1_000_000, ge=10, description="Most rows of a training file.")
     max_sequence_tokens: int = Field(

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic import Field
 
 from app.api import access
 from app.api.access import needs
 from app.api.deps import MAY_BE_EMPTY, PLAIN_INTEGER, After, Caller, Opened, ReadSession
+from app.api.streams import KeyWatch, Stream, pause
 from app.api.times import unix
 from app.auth import Principal
 from app.db.models import Event
@@ -19,13 +20,12 @@ from app.errors import Unavailable
 from app.resources import Resources
 from app.schemas import examples
 from app.schemas.jobs import EventList, EventRead
-from app.services import event_feed, jobs, keys
+from app.services import event_feed, jobs
 from app.services.event_feed import News
 
 _LOOK_SECONDS = 1.0
 _KEEP_ALIVE_SECONDS = 15.0
 _KEY_SECONDS = 60.0
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs/{fine_tuning_job_id}/events",
     tags=["Fine-tuning"],
@@ -65,7 +65,7 @@ async def list_fine_tuning_events(
         return EventList(data=[_read(event) for event in page.rows], has_more=page.has_more)
     place = await event_feed.place_of(session, principal, job_id=fine_tuning_job_id, event_id=last_event_id or after)
     told = _told(resources, principal, fine_tuning_job_id, place, stopping=request.app.state.stopping)
-    return StreamingResponse(told, media_type="text/event-stream", headers=_HEADERS)
+    return Stream(told, among=request.app.state.streams, principal=principal, media_type="text/event-stream")
 
 
 async def _told(
@@ -75,12 +75,9 @@ async def _told(
 
     Nor is there a [DONE] when the caller's key is revoked: whoever comes back is refused.
     """
-    told_at = authenticated_at = time.monotonic()
-    while not stopping.is_set():
-        if time.monotonic() - authenticated_at >= _KEY_SECONDS:
-            if await _is_revoked(resources, principal):
-                return
-            authenticated_at = time.monotonic()
+    told_at = time.monotonic()
+    key = KeyWatch(resources, principal, every_seconds=_KEY_SECONDS)
+    while not stopping.is_set() and not await key.is_revoked():
         news = await _news(resources, principal, job_id, place)
         if news.events:
             place, told_at = news.events[-1].sequence, time.monotonic()
@@ -93,7 +90,7 @@ async def _told(
         if time.monotonic() - told_at >= _KEEP_ALIVE_SECONDS:
             told_at = time.monotonic()
             yield ": keep-alive\n"  # no blank line: OpenAI's client would take it for the end of an empty message
-        await _wait(stopping)
+        await pause(stopping, _LOOK_SECONDS)
 
 
 async def _news(resources: Resources, principal: Principal, job_id: str, place: int) -> News:
@@ -103,22 +100,6 @@ async def _news(resources: Resources, principal: Principal, job_id: str, place: 
             return await event_feed.after(session, principal, job_id=job_id, place=place)
     except Unavailable:  # the stream waits for the database
         return News((), is_last=False)
-
-
-async def _is_revoked(resources: Resources, principal: Principal) -> bool:
-    try:
-        async with resources.read() as session:
-            return not await keys.is_valid(session, principal)
-    except Unavailable:  # nor are there events to tell
-        return False
-
-
-async def _wait(stopping: asyncio.Event) -> None:
-    try:
-        async with asyncio.timeout(_LOOK_SECONDS):
-            await stopping.wait()
-    except TimeoutError:
-        pass
 
 
 def _read(event: Event) -> EventRead:

@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import Field
 
 from app.api import access
 from app.api.access import needs
 from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
+from app.api.retries import REPEATED, ThisAttempt
 from app.api.times import unix, unix_or_none
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
 from app.schemas.webhooks import (
@@ -37,14 +38,22 @@ async def list_webhook_event_types() -> WebhookEventTypeList:
     return WebhookEventTypeList(data=list(webhook_events.TYPES))
 
 
-@router.post("/webhook_endpoints")
+@router.post("/webhook_endpoints", responses=REPEATED)
 async def create_webhook_endpoint(
-    body: WebhookEndpointCreate, principal: Caller, session: WriteSession, resources: Opened
+    body: WebhookEndpointCreate,
+    principal: Caller,
+    made: ThisAttempt,
+    session: WriteSession,
+    resources: Opened,
+    response: Response,
 ) -> WebhookEndpointWithSecret:
-    """Deliveries are signed with the secret that this answer holds."""
+    """Deliveries are signed with the secret that this answer holds. A request that is sent again, with an
+    `Idempotency-Key` or by OpenAI's clients themselves, is answered with the endpoint that it has created already."""
     settings, sealer = resources.settings, resources.sealer
-    endpoint, secret = await webhooks.create(session, principal, body=body, settings=settings, sealer=sealer)
-    return _with_secret(endpoint, secret)
+    created = await webhooks.create(session, principal, made=made, body=body, settings=settings, sealer=sealer)
+    if created.is_known:
+        response.headers["Idempotent-Replayed"] = "true"
+    return _with_secret(created.endpoint, created.secret)
 
 
 @router.get("/webhook_endpoints")

@@ -23,6 +23,7 @@ from app.services import jobs
 
 KEYS_LAST = timedelta(hours=24)
 ATTEMPTS_LAST = timedelta(minutes=10)  # a client waits ten minutes for an answer at most, unless told otherwise
+REUSED = "This Idempotency-Key was used for a request with another body. Use a new key for a new request."
 _KEY = re.compile(r"[ -~]{1,255}")
 _COUNT = re.compile(r"[0-9]{1,4}")
 
@@ -112,8 +113,7 @@ async def _with_key(session: AsyncSession, principal: Principal, made: Attempt) 
         await session.flush()  # before another row takes its key
         return None
     if found.body_sha256 != made.body_sha256:
-        sentence = "This Idempotency-Key was used for a request with another body. Use a new key for a new request."
-        raise KeyReused(sentence, code="idempotency_key_reused")
+        raise KeyReused(REUSED, code="idempotency_key_reused")
     return found
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from app import outgoing
-from app.outgoing import OutgoingFailed, OutgoingRefused
+from app.outgoing import LookUps, OutgoingFailed, OutgoingRefused
 from app.services import webhook_signing
 from app.settings import Settings
+
+_OF_DELIVERIES = LookUps(64)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,15 @@ class Outcome:
         return self.status is not None and 200 <= self.status < 300
 
 
-async def send(settings: Settings, *, url: str, secrets: Iterable[str], message_id: str, body: bytes) -> Outcome:
+async def send(
+    settings: Settings,
+    *,
+    url: str,
+    secrets: Iterable[str],
+    message_id: str,
+    body: bytes,
+    look_ups: LookUps = _OF_DELIVERIES,
+) -> Outcome:
     """Never raises for what a receiver does. What it says beside its status is not waited for, kept or shown."""
     signed = webhook_signing.headers(secrets, message_id=message_id, timestamp=int(time.time()), body=body)
     user_agent = f"Hone/{metadata.version('hone')}"
@@ -36,6 +46,7 @@ async def send(settings: Settings, *, url: str, secrets: Iterable[str], message_
             timeout_seconds=settings.webhook_timeout_seconds,
             max_response_bytes=0,
             allowed_networks=settings.outgoing_allowed_networks,
+            look_ups=look_ups,
         )
     except (OutgoingRefused, OutgoingFailed) as error:
         return Outcome(error=str(error))

@@ -1,6 +1,9 @@
 """Webhook endpoints as their owners see them: make, change, rotate, test, and read how deliveries went."""
 
+import hashlib
+from dataclasses import dataclass
 from datetime import timedelta
+from weakref import WeakValueDictionary
 
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -11,33 +14,56 @@ from app.db.queries import alone, database_now, scoped
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
 from app.errors import InvalidRequest, NotFound, Unavailable
 from app.ids import new_id, utc_now
-from app.outgoing import OutgoingRefused
+from app.outgoing import LookUps, OutgoingRefused
 from app.schemas.webhooks import WebhookEndpointCreate, WebhookEndpointUpdate
 from app.sealing import CannotSeal, CannotUnseal, Sealer
-from app.services import lookup, webhook_deliveries, webhook_sending, webhook_signing
+from app.services import lookup, sealed_secrets, webhook_deliveries, webhook_sending, webhook_signing
+from app.services.retries import ATTEMPTS_LAST, KEYS_LAST, REUSED, Attempt, KeyReused
 from app.settings import Settings
 
 MAX_ENDPOINTS = 20
 _OVERLAP = timedelta(hours=24)
 _MAX_OLD_SECRETS = 4
+_TESTS_LOOK_UPS = 4
+# By project, so that one whose name server sleeps spoils no other's tests; and apart from those of deliveries.
+_look_ups: "WeakValueDictionary[str, LookUps]" = WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Created:
+    """`secret` is in clear, and shown to nobody else; `is_known` says that an earlier attempt had made the endpoint."""
+
+    endpoint: WebhookEndpoint
+    secret: str
+    is_known: bool
 
 
 async def create(
-    session: AsyncSession, principal: Principal, *, body: WebhookEndpointCreate, settings: Settings, sealer: Sealer
-) -> tuple[WebhookEndpoint, str]:
-    """The endpoint, and its secret in clear, which nobody is told again.
+    session: AsyncSession,
+    principal: Principal,
+    *,
+    made: Attempt,
+    body: WebhookEndpointCreate,
+    settings: Settings,
+    sealer: Sealer,
+) -> Created:
+    """The endpoint of the request, as it is now.
 
-    Raises InvalidRequest for a URL that is never called, for an endpoint too many, and where no secret can be kept.
+    Raises InvalidRequest for a URL that is never called, for an endpoint too many, and where no secret can be kept;
+    KeyReused for an `Idempotency-Key` that another endpoint was created with.
     """
     _check_url(body.url, settings)
     secret = webhook_signing.new_secret()
     await alone(session, f"webhook endpoints of {principal.project_id}")
+    endpoint_id, earlier = await _made_before(session, principal, made, body)
+    if earlier is not None:
+        return Created(earlier, _in_clear(earlier, sealer), is_known=True)
     counted = scoped(WebhookEndpoint, principal).with_only_columns(func.count(WebhookEndpoint.id))
     if (await session.execute(counted)).scalar_one() >= MAX_ENDPOINTS:
         raise InvalidRequest(f"A project has {MAX_ENDPOINTS} webhook endpoints at most.", code="too_many_endpoints")
     now = await database_now(session)  # as events are dated: it gets those from now on
     endpoint = WebhookEndpoint(
-        id=new_id("we_"),
+        id=endpoint_id,
         project_id=principal.project_id,
         name=body.name,
         url=body.url,
@@ -50,7 +76,7 @@ async def create(
     )
     session.add(endpoint)
     await session.flush()
-    return endpoint, secret
+    return Created(endpoint, secret, is_known=False)
 
 
 async def get(session: AsyncSession, principal: Principal, *, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
@@ -126,12 +152,14 @@ async def test(endpoint: WebhookEndpoint, *, event_type: str, settings: Settings
     except CannotUnseal:
         raise Unavailable(webhook_deliveries.UNREADABLE) from None
     sample = webhook_deliveries.payload(new_id("evt_"), event_type, "sample", now)
+    look_ups = _look_ups.setdefault(endpoint.project_id, LookUps(_TESTS_LOOK_UPS))  # kept by the look-ups themselves
     outcome = await webhook_sending.send(
         settings,
         url=endpoint.url,
         secrets=signing,
         message_id=new_id("wh_"),
         body=sample.encode(),
+        look_ups=look_ups,
     )
     if outcome.status is None:
         raise InvalidRequest(f"The endpoint could not be reached: {outcome.error}", code="webhook_delivery_failed")
@@ -147,6 +175,13 @@ async def list_deliveries(
     return await lookup.page(session, query, cursor=WebhookDelivery.id, order=order, after=after, limit=limit)
 
 
+def _in_clear(endpoint: WebhookEndpoint, sealer: Sealer) -> str:
+    try:
+        return sealed_secrets.clear_text(endpoint.secret, sealer)
+    except CannotUnseal:
+        raise Unavailable(webhook_deliveries.UNREADABLE) from None
+
+
 def _sealed(secret: str, sealer: Sealer) -> str:
     try:
         return sealer.seal(secret)
@@ -156,6 +191,39 @@ def _sealed(secret: str, sealer: Sealer) -> str:
             "(HONE_SECRET_KEYS)."
         )
         raise InvalidRequest(sentence, code="webhooks_not_available") from None
+
+
+async def _made_before(
+    session: AsyncSession, principal: Principal, made: Attempt, body: WebhookEndpointCreate
+) -> tuple[str, WebhookEndpoint | None]:
+    """The id for an endpoint, or also the one that an earlier attempt of the same request has created.
+
+    Endpoints are few, and remember by themselves what made them: one with a key has its id of it; of clients that
+    count their attempts, what a repeated one asks for was there some minutes ago or it was not.
+    """
+    now = await database_now(session)
+    query = scoped(WebhookEndpoint, principal)
+    if made.idempotency_key is not None:
+        of_key = hashlib.sha256(f"{principal.project_id} {made.idempotency_key}".encode()).hexdigest()
+        endpoint_id = f"we_{of_key[:24]}"
+        found = await session.scalar(query.where(WebhookEndpoint.id == endpoint_id))
+        if found is None:
+            return endpoint_id, None
+        if found.created_at > now - KEYS_LAST:
+            if found.updated_at == found.created_at and not _is_as_asked(found, body):
+                raise KeyReused(REUSED, code="idempotency_key_reused")
+            return endpoint_id, found
+    elif made.retry_count:
+        recent = query.where(WebhookEndpoint.created_at > now - ATTEMPTS_LAST, WebhookEndpoint.url == body.url)
+        for found in await session.scalars(recent.order_by(WebhookEndpoint.created_at.desc())):
+            if _is_as_asked(found, body):
+                return found.id, found
+    return new_id("we_"), None
+
+
+def _is_as_asked(endpoint: WebhookEndpoint, body: WebhookEndpointCreate) -> bool:
+    asked = (body.name, body.url, list(body.event_types))
+    return (endpoint.name, endpoint.url, list(endpoint.event_types)) == asked
 
 
 def _check_url(url: str, settings: Settings) -> None:

@@ -139,6 +139,36 @@ async def test_followers_hold_no_connection_of_the_databases(tenant: Tenant) -> 
             assert [event.message async for event in stream] == ["The job has been cancelled"]
 
 
+async def test_a_key_has_so_many_streams_and_no_more(site: Site) -> None:
+    serving = serve(site.settings(streams_per_key=2))
+    served = next(serving)
+    async with tenant_of(served) as tenant, tenant_of(served) as other, asyncio.timeout(PATIENCE_SECONDS):
+        job_id, theirs = await running_job(tenant, told=1), await running_job(other, told=1)
+        log = f"/v1/fine_tuning/jobs/{job_id}/logs"
+        async with tenant.http() as http, other.http() as others:
+            async with http.stream("GET", path(job_id)) as first, http.stream("GET", f"{log}?follow=true"):
+                lines = first.aiter_lines()
+                assert (await anext(lines)).startswith("id: ")
+                for refused in (path(job_id), f"{log}?follow=true"):
+                    answer = await http.get(refused)
+                    assert answer.status_code == 429
+                    error = answer.json()["error"]
+                    assert (error["code"], error["type"]) == ("rate_limit_exceeded", "requests")
+                    assert "2 streams open" in error["message"]
+                    assert answer.headers["retry-after"] == "10"
+                # What ends by itself is no stream, and what is refused is none either.
+                assert (await http.get(log)).status_code == 200
+                assert (await http.get(f"{log}?follow=true&x=y")).status_code == 429
+                assert (await http.get(path("ftjob-unknown"))).status_code == 404
+                async with others.stream("GET", path(theirs)) as answer:
+                    assert answer.status_code == 200
+            await tenant.client.fine_tuning.jobs.cancel(job_id)
+            await asyncio.sleep(1)  # for the server to see that they left
+            for _ in range(3):
+                assert (await http.get(path(job_id))).text.endswith("data: [DONE]\n\n")
+    assert list(serving) == []
+
+
 async def test_a_client_that_goes_away_leaves_nothing_running(site: Site) -> None:
     """A server that still told somebody of a job would not end."""
     serving = serve(site.settings())

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from app.api import logs as logs_api
 from app.db.models import Job, JobStatus
 from app.db.queries import scoped
 from app.services import job_states
@@ -63,3 +64,17 @@ async def test_a_follower_that_leaves_is_let_go(tenant: Tenant, caplog: pytest.L
             return
         await asyncio.sleep(0.1)
     raise AssertionError("the request never ended")
+
+
+@pytest.mark.timeout(30)
+async def test_following_ends_when_the_key_is_revoked(other_tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs_api, "_KEY_SECONDS", 0.1)
+    monkeypatch.setattr(logs_api, "_POLL_SECONDS", 0.02)
+    job = await factories.job(other_tenant.resources, other_tenant.principal, status=JobStatus.RUNNING)
+    await factories.log_segment(other_tenant.resources, job, number=0, text=b"begun\n")
+    path = f"/v1/fine_tuning/jobs/{job.id}/logs?follow=true"
+    async with other_tenant.http() as http, http.stream("GET", path) as answer:
+        lines = answer.aiter_lines()
+        assert await anext(lines) == "begun"
+        await factories.revoke(other_tenant.resources, other_tenant.key)
+        assert [line async for line in lines] == []

@@ -1,11 +1,14 @@
 """A request that is sent again, through the official client and a proxy that loses answers."""
 
 import json
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytest
 from openai import AsyncOpenAI, UnprocessableEntityError
 
+from app.db.queries import scoped
+from app.db.webhook_models import WebhookEndpoint
 from tests import factories
 from tests.conftest import Tenant
 from tests.faults import proxy
@@ -63,6 +66,40 @@ async def test_the_job_of_a_replayed_answer_is_as_it_is_now(tenant: Tenant) -> N
             refused = await http.post("/v1/fine_tuning/jobs", content=body, headers=headers | bad)
             assert refused.status_code == 400
             assert refused.json()["error"]["code"] == "invalid_idempotency_key"
+
+
+@pytest.mark.parametrize("what", ["the request", "the answer"])
+async def test_an_unmodified_client_gets_one_webhook_endpoint(tenant: Tenant, what: str) -> None:
+    """And its secret, which is shown in this answer only."""
+    request = b"POST /v1/webhook_endpoints"
+    with proxy.running(urlsplit(tenant.url).port or 0) as between:
+        async with client_through(between, tenant) as client:
+            (between.reset_at if what == "the request" else between.lose_reply)(request)
+            made = await client.webhooks.create(name="a", url="https://r.example/", event_types=["batch.failed"])
+        assert between.fired.is_set()
+    assert [one.id async for one in tenant.client.webhooks.list()] == [made.id]
+    assert made.signing_secret.startswith("whsec_")
+
+
+async def test_a_key_is_one_webhook_endpoint(tenant: Tenant, other_tenant: Tenant) -> None:
+    for whose in (tenant, other_tenant):
+        webhooks = whose.client.with_options(default_headers={"Idempotency-Key": "alerts"}).webhooks
+        made = await webhooks.create(name="a", url="https://r.example/", event_types=["batch.failed"])
+        again = await webhooks.with_raw_response.create(
+            name="a", url="https://r.example/", event_types=["batch.failed"]
+        )
+        assert (again.parse(), again.headers["idempotent-replayed"]) == (made, "true")
+        with pytest.raises(UnprocessableEntityError) as refused:
+            await webhooks.create(name="b", url="https://r.example/", event_types=["batch.failed"])
+        assert refused.value.code == "idempotency_key_reused"
+        await whose.client.webhooks.create(name="a", url="https://r.example/", event_types=["batch.failed"])
+        assert len((await whose.client.webhooks.list()).data) == 2
+        async with whose.resources.write() as session:
+            row = (
+                await session.scalars(scoped(WebhookEndpoint, whose.principal).where(WebhookEndpoint.id == made.id))
+            ).one()
+            row.created_at -= timedelta(hours=25)
+        assert (await webhooks.create(name="b", url="https://r.example/", event_types=["batch.failed"])).id != made.id
 
 
 async def test_without_a_sign_of_repetition_each_post_is_a_job(tenant: Tenant) -> None:

@@ -1,13 +1,16 @@
 """/v1/webhook_endpoints through the official client, in its strict and its usual mode."""
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
-from app.services import webhooks
+from app.services import webhook_sending, webhooks
 from tests import factories
 from tests.backends import Backends
 from tests.conftest import Served, Tenant, serve, tenant_of
@@ -233,6 +236,41 @@ async def test_others_see_nothing_of_it(tenant: Tenant, other_tenant: Tenant) ->
     async with other_tenant.http() as http:
         assert (await http.get(f"/v1/webhook_endpoints/{made.id}/deliveries")).status_code == 404
     assert (await tenant.client.webhooks.retrieve(made.id)).name == "test"
+
+
+async def test_tests_with_a_slow_name_server_stall_nobody_else(
+    near: Served, owner: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, released = socket.getaddrinfo, threading.Event()
+
+    def look_up(host: str, *args: Any, **kwargs: Any) -> list:
+        if host == "slow.example":
+            released.wait(60)
+            host = "127.0.0.1"
+        return real(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    try:
+        async with tenant_of(near) as other:
+            with receiving(says(200)) as server:
+                slow = f"http://slow.example:{server.port}/"
+                endpoint = await factories.webhook_endpoint(owner.resources, owner.principal, slow)
+                tests = [owner.client.webhooks.test(endpoint.id, event_type="batch.failed") for _ in range(7)]
+                refusals = [str(one) for one in await asyncio.gather(*tests, return_exceptions=True)]
+                assert sum("Too many host names" in one for one in refusals) == 3
+                assert sum("No answer within 1 seconds" in one for one in refusals) == 4
+
+                theirs = await factories.webhook_endpoint(other.resources, other.principal, server.url)
+                assert (await other.client.webhooks.test(theirs.id, event_type="batch.failed")).status_code == 200
+                delivered = await webhook_sending.send(
+                    near.settings, url=server.url, secrets=[theirs.secret], message_id="wh_1", body=b"{}"
+                )
+                assert delivered.is_success
+                released.set()
+                await asyncio.sleep(0.5)
+                assert (await owner.client.webhooks.test(endpoint.id, event_type="batch.failed")).status_code == 200
+    finally:
+        released.set()
 
 
 async def test_a_project_has_so_many_and_no_more(tenant: Tenant) -> None:

@@ -168,9 +168,11 @@ def test_a_stream_ends_when_the_server_stops(install: Callable[..., Installation
         ):
             lines = answer.iter_lines()
             assert next(lines).startswith("id: ")
-            api.signal(signal.SIGTERM)
-            signalled = time.monotonic()
-            rest = list(lines)
+            with http.stream("GET", f"/v1/fine_tuning/jobs/{job.id}/logs?follow=true") as log:
+                api.signal(signal.SIGTERM)
+                signalled = time.monotonic()
+                rest = list(lines)
+                assert list(log.iter_lines()) == []
         assert api.ended() == 0
         assert time.monotonic() - signalled < 4 * PATIENCE  # connections that do not end get five seconds
         assert "data: [DONE]" not in rest

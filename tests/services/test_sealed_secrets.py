@@ -23,6 +23,7 @@ from app.resources import Resources, open_resources
 from app.schemas.webhooks import WebhookEndpointCreate
 from app.sealing import CannotSeal, Sealer
 from app.services import webhook_deliveries, webhook_signing, webhooks
+from app.services.retries import Attempt
 from app.services.sealed_secrets import Count, Seal
 from tests import factories
 from tests.backends import Site
@@ -53,7 +54,10 @@ async def test_no_secret_is_stored_as_it_is(resources: Resources) -> None:
     body = WebhookEndpointCreate(name="a", url="https://receiver.example/", event_types=["fine_tuning.job.failed"])
     shared: dict[str, Any] = {"sealer": resources.sealer}
     async with resources.write() as session:
-        made, first = await webhooks.create(session, principal, body=body, settings=resources.settings, **shared)
+        created = await webhooks.create(
+            session, principal, made=Attempt(""), body=body, settings=resources.settings, **shared
+        )
+        made, first = created.endpoint, created.secret
         made, second = await webhooks.rotate_secret(session, principal, endpoint_id=made.id, keep_old=True, **shared)
     async with resources.read() as session:
         row = (await session.execute(text("SELECT * FROM webhook_endpoints"))).mappings().one()
@@ -123,7 +127,9 @@ async def test_without_a_key_no_webhook_is_made(resources: Resources) -> None:
     body = WebhookEndpointCreate(name="a", url="https://receiver.example/", event_types=["fine_tuning.job.failed"])
     with pytest.raises(InvalidRequest, match="HONE_SECRET_KEYS") as refused:
         async with resources.write() as session:
-            await webhooks.create(session, principal, body=body, settings=resources.settings, sealer=Sealer([]))
+            await webhooks.create(
+                session, principal, made=Attempt(""), body=body, settings=resources.settings, sealer=Sealer([])
+            )
     assert refused.value.code == "webhooks_not_available"
     assert await endpoints(resources, principal) == {}
 

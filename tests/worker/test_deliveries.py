@@ -22,6 +22,7 @@ from app.db.webhook_models import WebhookDelivery, WebhookEndpoint, WebhookEvent
 from app.resources import Resources
 from app.schemas.webhooks import WebhookEndpointCreate
 from app.services import job_states, webhook_deliveries, webhook_sending, webhooks
+from app.services.retries import Attempt
 from app.services.webhook_sending import Outcome
 from tests import factories
 from tests.servers import receiver
@@ -165,11 +166,17 @@ async def test_an_endpoint_made_where_the_clock_is_ahead_is_told(
     with receiving(says(200)) as server:
         body = WebhookEndpointCreate(name="test", url=server.url, event_types=["fine_tuning.job.succeeded"])
         async with resources.write() as session:
-            settings, sealer = with_settings(resources).settings, resources.sealer
-            endpoint, _ = await webhooks.create(session, principal, body=body, settings=settings, sealer=sealer)
+            created = await webhooks.create(
+                session,
+                principal,
+                made=Attempt(""),
+                body=body,
+                settings=with_settings(resources).settings,
+                sealer=resources.sealer,
+            )
         job_id = await ended_job(resources, principal)
         async with delivering(resources):
-            (told,) = await until_over(resources, endpoint)
+            (told,) = await until_over(resources, created.endpoint)
     assert json.loads(told.payload)["data"]["id"] == job_id
 
 

@@ -21,6 +21,8 @@ _DATABASES = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
+# Such addresses are shown: in answers, logs and by `hone doctor`.
+_SHOWN_URL = r"^https?://[^/@]+(/|$)"
 
 # Scheme, host and port: browsers send no more, and compare it letter by letter. "*" and "null" are none.
 Origin = Annotated[str, Field(pattern=r"^https?://[a-z0-9.\-]+(:[0-9]{1,5})?$")]
@@ -29,7 +31,9 @@ Origin = Annotated[str, Field(pattern=r"^https?://[a-z0-9.\-]+(:[0-9]{1,5})?$")]
 class Settings(BaseSettings):
     """Documented in docs/settings.md, which is generated from the descriptions below."""
 
-    model_config = SettingsConfigDict(env_prefix="HONE_", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="HONE_", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+    )
 
     data_directory: Path = Field(
         default=Path("~/.hone"), description="Where the database, files, adapters and caches of this machine lie."
@@ -64,7 +68,7 @@ class Settings(BaseSettings):
         default=None, description="The bucket for files, checkpoints and adapters. Default: a local directory."
     )
     s3_endpoint_url: str | None = Field(
-        default=None, pattern="^https?://", description="Where S3 is, if it is not Amazon's; addressed by path."
+        default=None, pattern=_SHOWN_URL, description="Where S3 is, if it is not Amazon's; addressed by path."
     )
     s3_region: str | None = Field(default=None, description="Region of the bucket. Default: boto3's own, or us-east-1.")
     s3_access_key_id: str | None = Field(
@@ -78,7 +82,7 @@ class Settings(BaseSettings):
     )
     s3_public_url: str | None = Field(
         default=None,
-        pattern="^https?://",
+        pattern=_SHOWN_URL,
         description="Where clients reach the same S3. If set, downloads are redirected there.",
     )
     s3_timeout_seconds: float = Field(
@@ -174,7 +178,7 @@ class Settings(BaseSettings):
         "need it alike, as with the next five.",
     )
     wandb_base_url: str | None = Field(
-        default=None, pattern="^https?://", description="Where W&B is, if it is a server of one's own."
+        default=None, pattern=_SHOWN_URL, description="Where W&B is, if it is a server of one's own."
     )
     wandb_offline: bool = Field(
         default=False,
@@ -230,7 +234,7 @@ class Settings(BaseSettings):
     )
     grader_base_url: str | None = Field(
         default=None,
-        pattern="^https?://",
+        pattern=_SHOWN_URL,
         description="The OpenAI-compatible endpoint whose models graders of type `score_model` and `label_model` "
         "ask, such as `http://127.0.0.1:8001/v1`. Default: such graders are refused.",
     )

@@ -23,6 +23,11 @@ def main() -> int:
             print("Audit: SKIPPED, because no list of known vulnerabilities can be reached from here.")
             return 0
     found = _audited(_PINS)
+    if not found:
+        print(
+            "Audit: FAILED, though advisories can be reached; see `.tools/bin/pip-audit -r constraints.txt --no-deps`."
+        )
+        return 1
     bad = [one for one in found if one.get("vulns")]
     for one in bad:
         for fault in one["vulns"]:

@@ -94,6 +94,8 @@ def _installed() -> Iterator[tuple[str, str]]:
 def _licence(about: Any) -> str:
     if expression := about.get("License-Expression"):
         return expression
-    stated = [one.rsplit(" :: ", 1)[1] for one in about.get_all("Classifier") or () if one.startswith("License :: ")]
+    stated: list[str] = [
+        one.rsplit(" :: ", 1)[1] for one in about.get_all("Classifier") or () if one.startswith("License :: ")
+    ]
     stated = [one for one in stated if one != "OSI Approved"] or [(about.get("License") or "").split("\n")[0].strip()]
     return " AND ".join(_SPDX.get(one, one) for one in stated)

@@ -45,9 +45,11 @@ class LogTail:
             return b""
         with self.source.open("rb") as file:
             file.seek(self._offset)
-            piece = file.read(min(_SEGMENT_BYTES, self.max_bytes - self._offset))
-        if not final and len(piece) < _SEGMENT_BYTES:
-            piece = piece[: piece.rfind(b"\n") + 1]
+            most = min(_SEGMENT_BYTES, self.max_bytes - self._offset)
+            piece = file.read(most)
+        if not final or len(piece) == most:
+            lines = piece[: piece.rfind(b"\n") + 1]
+            piece = lines or (piece if len(piece) == most else b"")
         self._offset += len(piece)
         if piece and self._offset >= self.max_bytes:
             piece += b"\n[the log is cut here: it has reached its size limit]\n"

@@ -41,6 +41,20 @@ def test_a_password_is_neither_shown_nor_logged() -> None:
     assert shown == "cannot reach postgresql://u:[redacted]@h/d and redis://:[redacted]@h"
 
 
+@pytest.mark.parametrize("name", ["database_url", "redis_url", "api_key"])
+def test_what_is_wrong_is_told_without_what_was_given(name: str) -> None:
+    with pytest.raises(ValidationError) as wrong:
+        Settings.model_validate({name: "m://u:p-word"})
+    assert "p-word" not in f"{wrong.value} {wrong.value!r}"
+
+
+@pytest.mark.parametrize("name", ["s3_endpoint_url", "s3_public_url", "wandb_base_url", "grader_base_url"])
+def test_addresses_that_are_shown_hold_no_password(name: str) -> None:
+    Settings.model_validate({name: "https://a.example:9000/b@c", "s3_bucket": "b"})
+    with pytest.raises(ValidationError):
+        Settings.model_validate({name: "https://user:password@a.example", "s3_bucket": "b"})
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from openai import AsyncOpenAI
 
-from app.auth import Principal
+from app.auth import Principal, Role
 from app.main import create_app
 from app.resources import Resources, open_resources
 from app.settings import Settings
@@ -46,9 +46,20 @@ class Tenant:
     resources: Resources
     url: str
 
-    def http(self) -> httpx.AsyncClient:
-        """For what the official client does not do."""
-        return httpx.AsyncClient(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=20)
+    def http(self, key: str | None = None) -> httpx.AsyncClient:
+        """For what the official client does not do; with another key than the tenant's first."""
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20)
+
+    async def openai(self, *, role: Role = Role.OWNER, scopes: list[str] | None = None) -> AsyncOpenAI:
+        """A client that holds another key of the project."""
+        key = await factories.key(self.resources, self.principal, role=role, scopes=scopes)
+        return self.client.with_options(api_key=key)
+
+    async def administrator(self) -> AsyncOpenAI:
+        """A client that holds an admin key of the organization, and nothing else."""
+        admin_key = await factories.admin_key(self.resources, self.principal)
+        return self.client.with_options(api_key=admin_key, admin_api_key=admin_key)
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +130,13 @@ async def tenant(served: Served) -> AsyncIterator[Tenant]:
 @pytest.fixture
 async def other_tenant(served: Served) -> AsyncIterator[Tenant]:
     async with tenant_of(served) as made:
+        yield made
+
+
+@pytest.fixture
+async def neighbour(served: Served, tenant: Tenant) -> AsyncIterator[Tenant]:
+    """Another project of the tenant's organization."""
+    async with tenant_of(served, beside=tenant.principal) as made:
         yield made
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from sqlalchemy import select
 
-from app.auth import Principal, hash_key, new_key
+from app.auth import Principal, Role, hash_key, new_key
 from app.db.models import BaseModel, Checkpoint, File, FineTunedModel, Job, JobStatus, LogSegment, WorkerState
 from app.db.queries import server_rows
 from app.db.webhook_models import WebhookEndpoint
 from app.ids import new_id, utc_now
 from app.resources import Resources
-from app.services import events, keys, webhook_signing
+from app.services import admin_keys, events, keys, webhook_signing
 from app.services.workers import Description
 from app.storage import keys as storage_keys
 from app.storage.base import StoredObject
@@ -43,6 +43,22 @@ async def project(resources: Resources, *, beside: Principal | None = None) -> t
         made = await keys.create_project(session, name="test", organization_id=organization_id)
         row = keys.create(session, project_id=made.id, name="test", key=key)
     return Principal(row.id, made.id, made.organization_id), key
+
+
+async def key(
+    resources: Resources, principal: Principal, *, role: Role = Role.OWNER, scopes: list[str] | None = None
+) -> str:
+    """Another key of the principal's project."""
+    made = new_key()
+    async with resources.write() as session:
+        keys.create(session, project_id=principal.project_id, name=f"test {role}", key=made, role=role, scopes=scopes)
+    return made
+
+
+async def admin_key(resources: Resources, principal: Principal) -> str:
+    """A key that administers the principal's organization."""
+    async with resources.write() as session:
+        return (await admin_keys.issue(session, principal, name="test"))[1]
 
 
 async def base_model(resources: Resources, model_id: str = BASE_MODEL) -> str:

@@ -1,19 +1,10 @@
 """Checkpoint permissions through the official client, in both of the ways in which it reads a list of them."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 from openai import BadRequestError, NotFoundError, PermissionDeniedError
 
 from tests import factories
-from tests.conftest import Served, Tenant, tenant_of
-
-
-@pytest.fixture
-async def neighbour(served: Served, tenant: Tenant) -> AsyncIterator[Tenant]:
-    """Another project of the tenant's organization."""
-    async with tenant_of(served, beside=tenant.principal) as made:
-        yield made
+from tests.conftest import Tenant
 
 
 async def test_a_model_is_shared_and_taken_back(tenant: Tenant, neighbour: Tenant, other_tenant: Tenant) -> None:
@@ -96,3 +87,23 @@ async def test_what_cannot_be_shared_is_refused_by_name(tenant: Tenant, other_te
             assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
         assert (await http.get(path, params={"order": "asc"})).status_code == 400
         assert (await http.delete(f"{path}/%00")).status_code == 404
+
+
+async def test_an_admin_key_shares_the_models_of_its_organization(
+    tenant: Tenant, neighbour: Tenant, other_tenant: Tenant
+) -> None:
+    """As OpenAI's documentation asks for one, and the Node client insists on it."""
+    _, model = await factories.succeeded_job(tenant.resources, tenant.principal)
+    admin, stranger = await tenant.administrator(), await other_tenant.administrator()
+    permissions = admin.fine_tuning.checkpoints.permissions
+    created = await permissions.create(model.id, project_ids=[neighbour.principal.project_id])
+    assert (await permissions.list(model.id)).data == created.data
+    assert (await neighbour.client.models.retrieve(model.id)).id == model.id
+    for other in (stranger, admin.with_options(project=neighbour.principal.project_id)):
+        with pytest.raises(NotFoundError) as missing:
+            await other.fine_tuning.checkpoints.permissions.list(model.id)
+        assert missing.value.code == "model_not_found"
+    selected = admin.with_options(project=tenant.principal.project_id).fine_tuning.checkpoints.permissions
+    assert (await selected.delete(created.data[0].id, fine_tuned_model_checkpoint=model.id)).deleted
+    with pytest.raises(PermissionDeniedError):
+        await admin.models.list()

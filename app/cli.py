@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +14,16 @@ from rich.table import Column, Table
 
 from app import adapter_import, adapter_merge, base_import, server
 from app import doctor as health
-from app.api import admin
+from app.api import admin, audit_logs
 from app.db import migrations
+from app.db.audit_models import Action
+from app.db.queries import View
 from app.errors import ApiError, NotFound
 from app.observability import configure_logging
+from app.origin import Origin, origin
 from app.resources import open_resources
 from app.schemas.admin import WorkerList
-from app.services import base_models, keys, model_aliases, workers
+from app.services import audit, base_models, keys, model_aliases, workers
 from app.settings import Settings
 from app.storage.base import StorageUnavailable
 from worker.data import base_model_source
@@ -29,8 +33,10 @@ from worker.data.base_model_source import BadBaseModel
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hone: a self-hosted fine-tuning service.")
 models = typer.Typer(no_args_is_help=True, help="The base models that jobs may name.")
 api_keys = typer.Typer(no_args_is_help=True, help="Keys for the API.")
+audit_group = typer.Typer(no_args_is_help=True, help="The audit log: who did what, from where.")
 workers_group = typer.Typer(no_args_is_help=True, help="The worker processes of this installation.")
 cli.add_typer(models, name="models")
+cli.add_typer(audit_group, name="audit")
 cli.add_typer(workers_group, name="workers")
 cli.add_typer(api_keys, name="keys")
 # Where nobody looks, no line is folded to a width.
@@ -54,6 +60,7 @@ _EXPECTED = (
 
 
 def main() -> None:
+    origin.set(Origin("cli"))
     try:
         cli()
     except _EXPECTED as error:
@@ -301,6 +308,26 @@ def drain_workers(
 
     asyncio.run(drain())
     console.print(f"Asked to drain: {', '.join(asked)}")
+
+
+@audit_group.command("export")
+def export_audit_log(
+    since: Annotated[datetime | None, typer.Option(help="Leave out what is older, in UTC.", show_default=False)] = None,
+    data: DataDirectory = None,
+) -> None:
+    """Print the audit log, oldest first: one JSON object a line, as GET /v1/organization/audit_logs/export."""
+    settings = _settings(data)
+    migrations.require_current(settings.resolved_database_url)
+
+    async def export() -> None:
+        wanted = audit.Filter(since=since.replace(tzinfo=UTC) if since else None)
+        async with open_resources(settings) as resources:
+            async with resources.write() as session:
+                audit.record(session, None, Action.AUDIT_LOG_EXPORTED, None)
+            async for lines in audit_logs.exported(resources, View(), wanted):
+                sys.stdout.write(lines)
+
+    asyncio.run(export())
 
 
 def _workers(settings: Settings) -> list[workers.Seen]:

@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 
 from app.api import (
     admin,
+    audit_logs,
     checkpoints,
     errors,
     events,
@@ -26,6 +27,7 @@ from app.api import (
 )
 from app.api.limits import Limiter
 from app.api.middleware import RequestContext
+from app.api.trail import Trail
 from app.resources import Resources
 from app.schemas import examples
 from app.schemas.common import Wire
@@ -36,6 +38,7 @@ _ABOUT = "A self-hosted fine-tuning service that speaks OpenAI's API."
 def create_app(resources: Resources) -> FastAPI:
     app = _routes()
     app.state.resources = resources
+    app.state.trail = Trail(resources)
     app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
     app.state.limiter = Limiter(most) if (most := resources.settings.requests_per_minute) else None
     return app
@@ -74,6 +77,7 @@ def _routes() -> FastAPI:
         admin,
         model_aliases,
         usage,
+        audit_logs,
         system,
     ):
         app.include_router(resource.router)

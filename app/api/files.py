@@ -9,6 +9,7 @@ from pydantic import Field
 from app.api import downloads, errors, multipart
 from app.api.deps import AUTHENTICATED, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
+from app.db.audit_models import Action
 from app.db.models import File
 from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
 from app.services import files
@@ -87,7 +88,8 @@ async def download_file(file_id: str, request: Request, principal: Caller, resou
     async with resources.read() as session:
         file = await files.get(session, principal, file_id=file_id)
     stored = StoredObject(file.storage_key, file.bytes, file.sha256)
-    return await downloads.respond(request, resources.storage, downloads.Download(stored, file.filename))
+    download = downloads.Download(stored, file.filename, Action.FILE_DOWNLOADED, file.id)
+    return await downloads.respond(request, principal, resources.storage, download)
 
 
 def to_read(file: File) -> FileRead:

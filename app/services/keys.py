@@ -3,10 +3,12 @@
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal, hash_key, key_hint, new_key
+from app.db.audit_models import Action
 from app.db.models import ApiKey, Organization, Project
 from app.db.queries import alone, server_rows
 from app.errors import InvalidRequest, Unauthenticated
 from app.ids import new_id, utc_now
+from app.services import audit
 
 _DEFAULT = "default project"
 _MAX_NAME_CHARACTERS = 64
@@ -85,6 +87,7 @@ async def create_project(session: AsyncSession, *, name: str, organization_id: s
     project = Project(id=new_id("proj_"), organization_id=organization_id, name=name, created_at=now)
     session.add(project)
     await session.flush()
+    audit.record(session, None, Action.PROJECT_CREATED, project.id, project_id=project.id)
     return project
 
 
@@ -98,6 +101,7 @@ def create(session: AsyncSession, *, project_id: str, name: str, key: str) -> Ap
         created_at=utc_now(),
     )
     session.add(row)
+    audit.record(session, None, Action.API_KEY_CREATED, row.id, project_id=project_id)
     return row
 
 

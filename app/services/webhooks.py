@@ -7,13 +7,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outgoing
 from app.auth import Principal
+from app.db.audit_models import Action
 from app.db.queries import alone, database_now, scoped
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.outgoing import OutgoingRefused
 from app.schemas.webhooks import WebhookEndpointCreate, WebhookEndpointUpdate
-from app.services import lookup, webhook_deliveries, webhook_sending, webhook_signing
+from app.services import audit, lookup, webhook_deliveries, webhook_sending, webhook_signing
 from app.settings import Settings
 
 MAX_ENDPOINTS = 20
@@ -43,6 +44,7 @@ async def create(
         updated_at=now,
     )
     session.add(endpoint)
+    audit.record(session, principal, Action.WEBHOOK_CREATED, endpoint.id)
     await session.flush()
     return endpoint
 
@@ -78,6 +80,7 @@ async def update(
         setattr(endpoint, name, value)
     if changes:
         endpoint.updated_at = await database_now(session)
+        audit.record(session, principal, Action.WEBHOOK_UPDATED, endpoint.id, changed=sorted(changes))
     await session.flush()
     return endpoint
 
@@ -95,6 +98,7 @@ async def rotate_secret(
     endpoint.secret = webhook_signing.new_secret()
     endpoint.old_secrets = kept[:_MAX_OLD_SECRETS]
     endpoint.updated_at = now
+    audit.record(session, principal, Action.WEBHOOK_ROTATED, endpoint.id, keep_old=keep_old)
     await session.flush()
     return endpoint
 
@@ -104,6 +108,7 @@ async def delete(session: AsyncSession, principal: Principal, *, endpoint_id: st
     endpoint = await get(session, principal, endpoint_id=endpoint_id, lock=True)
     await webhook_deliveries.remove_all(session, endpoint)
     await session.delete(endpoint)
+    audit.record(session, principal, Action.WEBHOOK_DELETED, endpoint.id)
     return endpoint
 
 

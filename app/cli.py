@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from app import adapter_import, adapter_merge, base_import, sealing, secrets_cli, server, tenancy_cli
+from app import adapter_import, adapter_merge, audit_cli, base_import, sealing, secrets_cli, server, tenancy_cli
 from app import doctor as health
 from app.api import admin
 from app.console import DataDirectory, console, settings_of
 from app.db import migrations
 from app.errors import ApiError, NotFound
 from app.observability import redact
+from app.origin import Origin, origin
 from app.resources import open_resources
 from app.schemas.admin import WorkerList
 from app.services import base_models, model_aliases, workers
@@ -35,6 +36,7 @@ cli.add_typer(tenancy_cli.organizations_group, name="organizations")
 cli.add_typer(tenancy_cli.projects_group, name="projects")
 cli.add_typer(tenancy_cli.members_group, name="members")
 cli.add_typer(secrets_cli.secrets_group, name="secrets")
+cli.add_typer(audit_cli.audit_group, name="audit")
 
 _EXPECTED = (
     migrations.OldSchema,
@@ -50,6 +52,7 @@ _EXPECTED = (
 
 
 def main() -> None:
+    origin.set(Origin("cli"))
     try:
         cli()
     except _EXPECTED as error:

@@ -11,6 +11,7 @@ from app.api import (
     access,
     admin,
     admin_keys,
+    audit_logs,
     browsers,
     checkpoints,
     docs_page,
@@ -38,6 +39,7 @@ from app.api.key_uses import KeyUses
 from app.api.limits import Limiter
 from app.api.middleware import RequestContext
 from app.api.streams import Streams
+from app.api.trail import Trail
 from app.resources import Resources
 from app.schemas import examples
 from app.schemas.common import Wire
@@ -63,6 +65,7 @@ _RESOURCES = (
     admin,
     organizations,
     usage,
+    audit_logs,
     model_aliases,
     system,
 )
@@ -76,6 +79,7 @@ def create_app(resources: Resources) -> FastAPI:
     browsers.install(app, resources.settings)
     app.state.resources = resources
     app.state.uses = KeyUses(resources)
+    app.state.trail = Trail(resources)
     app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
     app.state.streams = Streams(resources.settings.streams_per_key)
     app.state.limiter = Limiter(most) if (most := resources.settings.requests_per_minute) else None

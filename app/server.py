@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.console import Console
 from app import base_import, environment, main, secret_upkeep
 from app.errors import Unavailable
 from app.observability import redact
+from app.origin import Origin, origin
 from app.resources import Resources, open_resources
 from app.sealing import CannotSeal
 from app.services import base_models, keys
@@ -32,6 +33,7 @@ class CannotStart(Exception):
 
 async def serve(settings: Settings, console: Console, *, with_worker: bool) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit status: 0, or 1 if something failed."""
+    origin.set(Origin("system"))
     trains = with_worker and not settings.cpu_only
     if trains:
         require_training_libraries("this machine cannot train", otherwise=", or serve the API alone with --api-only")
@@ -46,8 +48,7 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=bool(settings.trusted_proxies),
-                forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
+                proxy_headers=False,  # whose word is taken is a setting of ours: see `app.api.origins`
                 timeout_graceful_shutdown=_GRACE_SECONDS,
             )
         )
@@ -63,11 +64,14 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
             api.should_exit = True
             await answering
         await application.state.uses.flush()
+        with suppress(Unavailable):
+            await application.state.trail.flush()
     return 0
 
 
 async def work(settings: Settings, console: Console) -> int:
     """Work until SIGINT, SIGTERM or `hone workers drain`."""
+    origin.set(Origin("worker"))
     if not settings.cpu_only:
         require_training_libraries("this machine cannot train")
     async with open_resources(settings) as resources:
@@ -163,6 +167,7 @@ async def _worker(resources: Resources, draining: asyncio.Event) -> None:
     # Here, so that an API-only process carries none of a worker's code.
     from worker import main as worker_main
 
+    origin.set(Origin("worker"))
     await worker_main.work(resources, draining)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import after_commit
+from app.db.audit_models import Action
 from app.db.models import Checkpoint, File, FineTunedModel, Job, JobStatus
 from app.db.queries import of_job
 from app.ids import new_id
 from app.resources import Resources
-from app.services import events, job_states, leases
+from app.services import audit, events, job_states, leases
 from app.services.leases import Lease
 from app.storage import keys
 from app.storage.base import StoredObject
@@ -66,6 +67,7 @@ async def _publish(results: _Results, session: AsyncSession, job: Job, now: date
             created_at=now,
         )
     )
+    audit.record(session, None, Action.MODEL_CREATED, name, project_id=job.project_id, job_id=job.id)
     job.result_file_ids = [file.id for file in files]
     job.fine_tuned_model = name
     events.add(session, job, f"New fine-tuned model created: {name}", now=now)

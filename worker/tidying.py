@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db.queries import database_now
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import base_models, files, orphans, uploads, usage
+from app.services import audit, base_models, files, metering, orphans, uploads, usage
 from app.storage import keys
 
 _log = logging.getLogger(__name__)
@@ -76,6 +76,17 @@ async def keep_books(resources: Resources) -> None:
         recorded = await usage.record_stored_bytes(session)
     if recorded:
         _log.info("the bytes that %d projects store were recorded for today", recorded)
+    if (days := resources.settings.audit_retention_days) is not None:
+        await prune_audit_log(resources, days=days)
+
+
+async def prune_audit_log(resources: Resources, *, days: int) -> None:
+    async with resources.read() as session:
+        horizon = metering.day_of(await database_now(session)) - timedelta(days=days)
+    has_more = True
+    while has_more:
+        async with resources.write() as session:
+            has_more = await audit.remove_before(session, horizon) > 0
 
 
 async def once(resources: Resources, *, older_than: timedelta) -> None:

@@ -10,6 +10,7 @@ from app.api import access, downloads
 from app.api.access import needs
 from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession
 from app.api.times import unix
+from app.db.audit_models import Action
 from app.db.models import Checkpoint
 from app.schemas.jobs import CheckpointList, CheckpointMetrics, CheckpointRead
 from app.services import checkpoints, models
@@ -59,8 +60,9 @@ async def download_checkpoint_adapter(
     async with resources.read() as session:
         found = await checkpoints.get(session, principal, job_id=fine_tuning_job_id, checkpoint_id=checkpoint_id)
     stored = StoredObject(found.adapter_key, found.adapter_bytes, found.adapter_sha256)
-    download = downloads.Download(stored, f"{found.job_id}-step-{found.step}-adapter.zip")
-    return await downloads.respond(request, resources.storage, download)
+    filename = f"{found.job_id}-step-{found.step}-adapter.zip"
+    download = downloads.Download(stored, filename, Action.ADAPTER_DOWNLOADED, found.model_name)
+    return await downloads.respond(request, principal, resources.storage, download)
 
 
 @router.head("/adapter", include_in_schema=False, dependencies=needs("models"))
@@ -75,8 +77,8 @@ async def download_adapter(fine_tuning_job_id: str, request: Request, principal:
     async with resources.read() as session:
         model = await models.of_job(session, principal, job_id=fine_tuning_job_id)
     stored = StoredObject(model.adapter_key, model.adapter_bytes, model.adapter_sha256)
-    download = downloads.Download(stored, f"{model.job_id}-adapter.zip")
-    return await downloads.respond(request, resources.storage, download)
+    download = downloads.Download(stored, f"{model.job_id}-adapter.zip", Action.ADAPTER_DOWNLOADED, model.id)
+    return await downloads.respond(request, principal, resources.storage, download)
 
 
 def _read(checkpoint: Checkpoint) -> CheckpointRead:

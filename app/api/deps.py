@@ -14,7 +14,7 @@ from app.api.limits import Limiter
 from app.auth import Principal
 from app.errors import InvalidRequest, Unauthenticated
 from app.resources import Resources
-from app.services import keys
+from app.services import audit, keys
 
 _NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
@@ -38,9 +38,14 @@ async def authenticate(
     scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthenticated(_NO_KEY, headers={"WWW-Authenticate": "Bearer"})
-    async with resources.read() as session:
-        principal = await keys.authenticate(session, key.strip())
-    _require_selected(request, principal)
+    try:
+        async with resources.read() as session:
+            principal = await keys.authenticate(session, key.strip())
+        _require_selected(request, principal)
+    except Unauthenticated as refusal:
+        request.app.state.trail.login_failed(refusal.code or "invalid_api_key")
+        raise
+    audit.caller.set(principal)
     request.app.state.uses.note(principal)
     request.state.organization_id = principal.organization_id
     limiter: Limiter | None = request.app.state.limiter

@@ -10,6 +10,9 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
+from app.api.trail import Trail
+from app.auth import Principal
+from app.db.audit_models import Action
 from app.errors import ApiError
 from app.observability import tally
 from app.storage import verified
@@ -33,11 +36,15 @@ class RangeNotSatisfiable(ApiError):
 
 @dataclass(frozen=True)
 class Download:
+    """`action` and `target_id` are what the audit log says of it."""
+
     stored: StoredObject
     filename: str
+    action: Action
+    target_id: str
 
 
-async def respond(request: Request, storage: Storage, download: Download) -> Response:
+async def respond(request: Request, principal: Principal, storage: Storage, download: Download) -> Response:
     """One range is honoured; several, or one that makes no sense, are answered with the whole, as HTTP allows.
 
     To be called with no session open: storage may take its time.
@@ -47,6 +54,7 @@ async def respond(request: Request, storage: Storage, download: Download) -> Res
         await storage.stat(stored.key)  # an object that is missing must not be a 200
         return Response(headers=_headers(stored, disposition), media_type=_MEDIA_TYPE)
     if url := await storage.download_url(stored.key, disposition=disposition):
+        _note(request, principal, download)
         return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
     wanted = None
     if request.headers.get("if-range", _etag(stored)) == _etag(stored):
@@ -60,9 +68,15 @@ async def respond(request: Request, storage: Storage, download: Download) -> Res
         headers["Content-Range"] = f"bytes {first}-{last}/{stored.bytes}"
         chunks = storage.read(stored.key, start=first, end=last + 1)
     start = await anext(chunks, b"")  # before the status leaves, for the same reason
+    _note(request, principal, download)
     return StreamingResponse(
         _joined(start, chunks), status_code=200 if wanted is None else 206, headers=headers, media_type=_MEDIA_TYPE
     )
+
+
+def _note(request: Request, principal: Principal, download: Download) -> None:
+    trail: Trail = request.app.state.trail
+    trail.note(principal, download.action, download.target_id)
 
 
 async def _joined(start: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -10,6 +10,7 @@ from app.api import access, downloads, multipart
 from app.api.access import needs
 from app.api.deps import MAY_BE_EMPTY, PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix, unix_or_none
+from app.db.audit_models import Action
 from app.db.models import File
 from app.schemas import examples
 from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
@@ -94,7 +95,8 @@ async def download_file(file_id: str, request: Request, principal: Caller, resou
     async with resources.read() as session:
         file = await files.get(session, principal, file_id=file_id)
     stored = StoredObject(file.storage_key, file.bytes, file.sha256)
-    return await downloads.respond(request, resources.storage, downloads.Download(stored, file.filename))
+    download = downloads.Download(stored, file.filename, Action.FILE_DOWNLOADED, file.id)
+    return await downloads.respond(request, principal, resources.storage, download)
 
 
 def to_read(file: File) -> FileRead:

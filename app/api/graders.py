@@ -2,11 +2,13 @@
 
 from dataclasses import asdict
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from app.api import access
 from app.api.access import needs
 from app.api.deps import Caller, Opened
+from app.api.trail import Trail
+from app.db.audit_models import Action
 from app.schemas.graders import (
     GraderDetails,
     GraderErrors,
@@ -32,8 +34,10 @@ async def validate_grader(body: GraderValidate, resources: Opened) -> GraderVali
 
 
 @router.post("/run")
-async def run_grader(body: GraderRun, principal: Caller, resources: Opened) -> GraderResult:
+async def run_grader(body: GraderRun, request: Request, principal: Caller, resources: Opened) -> GraderResult:
     """Grade one sample. Faults of the grader or the sample are in `metadata.errors` of the answer."""
+    trail: Trail = request.app.state.trail
+    trail.note(principal, Action.GRADER_RUN, None, type=body.grader.type)
     graded = await graders.run(resources, principal, grader=body.grader, sample=body.model_sample, item=body.item)
     outcome = graded.outcome
     tokens = [usage.get("total_tokens", 0) for usage in outcome.usage.values()]

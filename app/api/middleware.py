@@ -11,9 +11,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import errors
+from app.api import errors, origins
 from app.errors import ApiError, InvalidRequest, TooLarge
 from app.observability import request_id
+from app.origin import origin
 
 _log = logging.getLogger(__name__)
 _access = logging.getLogger("app.access")
@@ -40,6 +41,7 @@ class RequestContext:
             return
         own_id = f"req_{secrets.token_hex(16)}"
         token = request_id.set(own_id)
+        origin.set(origins.of(scope))
         began, status = time.perf_counter(), 0
         state = scope.setdefault("state", {})
 

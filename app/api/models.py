@@ -10,6 +10,7 @@ from app.api.access import needs
 from app.api.deps import Caller, Opened, ReadSession, WriteSession
 from app.api.times import unix
 from app.auth import Principal
+from app.db.audit_models import Action
 from app.db.models import BaseModel, ModelAlias
 from app.schemas.models import ModelDeleted, ModelDetails, ModelList, ModelRead
 from app.services import models
@@ -32,8 +33,9 @@ async def download_model_adapter(model: str, request: Request, principal: Caller
     async with resources.read() as session:
         found = await models.adapter(session, principal, model_id=model)
     stored = StoredObject(found.key, found.bytes, found.sha256)
-    download = downloads.Download(stored, f"{_filename(found.model)}-adapter.zip")
-    return await downloads.respond(request, resources.storage, download)
+    filename = f"{_filename(found.model)}-adapter.zip"
+    download = downloads.Download(stored, filename, Action.ADAPTER_DOWNLOADED, found.model)
+    return await downloads.respond(request, principal, resources.storage, download)
 
 
 # The names of models may hold slashes, which the server has decoded before the path is matched.

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from app.api import access
@@ -10,6 +10,8 @@ from app.api.access import needs
 from app.api.deps import PLAIN_INTEGER, After, Caller, Opened, ReadSession, WriteSession
 from app.api.retries import REPEATED, ThisAttempt
 from app.api.times import unix, unix_or_none
+from app.api.trail import Trail
+from app.db.audit_models import Action
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
 from app.schemas.webhooks import (
     SecretRotation,
@@ -110,11 +112,13 @@ async def rotate_webhook_endpoint_secret(
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/test")
 async def test_webhook_endpoint(
-    webhook_endpoint_id: str, body: WebhookTest, principal: Caller, resources: Opened
+    webhook_endpoint_id: str, body: WebhookTest, request: Request, principal: Caller, resources: Opened
 ) -> WebhookTestResult:
     """Send a sample event, once and now. It is not in the list of deliveries."""
     async with resources.read() as session:  # closed again before the receiver is waited for
         endpoint = await webhooks.get(session, principal, endpoint_id=webhook_endpoint_id)
+    trail: Trail = request.app.state.trail
+    trail.note(principal, Action.WEBHOOK_TESTED, endpoint.id)
     settings, sealer = resources.settings, resources.sealer
     status = await webhooks.test(endpoint, event_type=body.event_type, settings=settings, sealer=sealer)
     return WebhookTestResult(status_code=status, event_type=body.event_type, webhook_endpoint_id=endpoint.id)

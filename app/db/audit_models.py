@@ -1,12 +1,49 @@
 """The audit log: who did what, from where. Entries are added and read; the database itself refuses all else."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base
+
+
+class Action(StrEnum):
+    """What may be done. OpenAI's words where there are such, and others of their kind."""
+
+    API_KEY_CREATED = "api_key.created"
+    PROJECT_CREATED = "project.created"
+    LOGIN_FAILED = "login.failed"
+    PERMISSION_CREATED = "checkpoint.permission.created"
+    PERMISSION_DELETED = "checkpoint.permission.deleted"
+    FILE_CREATED = "file.created"
+    FILE_DELETED = "file.deleted"
+    FILE_DOWNLOADED = "file.downloaded"
+    UPLOAD_CREATED = "upload.created"
+    UPLOAD_PART_CREATED = "upload.part.created"
+    UPLOAD_COMPLETED = "upload.completed"
+    UPLOAD_CANCELLED = "upload.cancelled"
+    JOB_CREATED = "fine_tuning.job.created"
+    JOB_CANCELLED = "fine_tuning.job.cancelled"
+    JOB_PAUSED = "fine_tuning.job.paused"
+    JOB_RESUMED = "fine_tuning.job.resumed"
+    MODEL_CREATED = "model.created"
+    MODEL_DELETED = "model.deleted"
+    ADAPTER_DOWNLOADED = "adapter.downloaded"
+    GRADER_RUN = "grader.run"
+    WEBHOOK_CREATED = "webhook_endpoint.created"
+    WEBHOOK_UPDATED = "webhook_endpoint.updated"
+    WEBHOOK_ROTATED = "webhook_endpoint.secret_rotated"
+    WEBHOOK_TESTED = "webhook_endpoint.tested"
+    WEBHOOK_DELETED = "webhook_endpoint.deleted"
+    BASE_MODEL_CREATED = "base_model.created"
+    ALIAS_CREATED = "model_alias.created"
+    ALIAS_DELETED = "model_alias.deleted"
+    WORKER_DRAINED = "worker.drained"
+    AUDIT_LOG_EXPORTED = "audit_log.exported"
+    AUDIT_LOG_PRUNED = "audit_log.pruned"
 
 
 class AuditEntry(Base):
@@ -26,7 +63,7 @@ class AuditEntry(Base):
     effective_at: Mapped[datetime]
     organization_id: Mapped[str | None] = mapped_column(String(64))
     project_id: Mapped[str | None] = mapped_column(String(64))
-    action: Mapped[str] = mapped_column(String(64))
+    action: Mapped[Action] = mapped_column(String(64))
     outcome: Mapped[str] = mapped_column(String(16))
     target_id: Mapped[str | None] = mapped_column(String(256))
     details: Mapped[dict[str, Any] | None]

@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db.audit_models import Action
 from app.db.models import BaseModel, BaseModelFile, ModelAlias
 from app.db.queries import alone, database_now, server_rows
 from app.errors import InvalidRequest
 from app.ids import utc_now
-from app.services import lookup
+from app.services import audit, lookup
 from app.storage import keys
 from worker.data.base_manifest import BaseFile
 from worker.data.base_model_source import BaseModelFacts
@@ -132,6 +133,7 @@ async def add(
         created_at=utc_now(),
     )
     session.add(base)
+    audit.record(session, None, Action.BASE_MODEL_CREATED, base.id, revision=base.revision)
     return base
 
 

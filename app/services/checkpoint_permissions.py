@@ -11,11 +11,12 @@ from typing import Literal
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
+from app.db.audit_models import Action
 from app.db.models import Checkpoint, CheckpointPermission, FineTunedModel, Project
 from app.db.queries import of_organization, scoped
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
-from app.services import adapters, lookup
+from app.services import adapters, audit, lookup
 
 
 async def sharer(session: AsyncSession, principal: Principal, *, model_name: str, project_id: str | None) -> Principal:
@@ -91,6 +92,14 @@ async def create(
                 created_at=utc_now(),
             )
             session.add(permission)
+            audit.record(
+                session,
+                principal,
+                Action.PERMISSION_CREATED,
+                permission.id,
+                fine_tuned_model_checkpoint=model_name,
+                shared_with=project.id,
+            )
             await session.flush()
         made[project.id] = permission
     return list(made.values())
@@ -105,7 +114,7 @@ async def delete(
     if found is None:
         sentence = f"The model '{model_name}' has no permission '{lookup.shown(permission_id)}'."
         raise NotFound(sentence, param="permission_id", code="permission_not_found")
-    await session.delete(found)
+    await _delete(session, principal, found)
     return found
 
 
@@ -113,7 +122,12 @@ async def forget(session: AsyncSession, principal: Principal, *, model_name: str
     """Of a model or checkpoint that is deleted."""
     query = scoped(CheckpointPermission, principal).where(CheckpointPermission.model_name == model_name)
     for permission in await session.scalars(query):
-        await session.delete(permission)
+        await _delete(session, principal, permission)
+
+
+async def _delete(session: AsyncSession, principal: Principal, permission: CheckpointPermission) -> None:
+    await session.delete(permission)
+    audit.record(session, principal, Action.PERMISSION_DELETED, permission.id)
 
 
 async def _require_own(session: AsyncSession, principal: Principal, model_name: str, *, lock: bool = False) -> None:

@@ -14,12 +14,13 @@ from sqlalchemy import Select, or_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
+from app.db.audit_models import Action
 from app.db.models import File, Job, JobStatus
 from app.db.queries import due, of_project, scoped
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.schemas.files import FileCreate
-from app.services import lookup, objects
+from app.services import audit, lookup, objects
 from app.storage import keys
 from app.storage.base import Storage, StoredObject
 from worker.data import rows
@@ -81,6 +82,7 @@ async def create(
         expires_at=_expiry(body, now),
     )
     session.add(file)
+    audit.record(session, principal, Action.FILE_CREATED, file.id)
     await session.flush()
     return file
 
@@ -129,6 +131,7 @@ async def delete(session: AsyncSession, principal: Principal, *, file_id: str) -
         file.expires_at = file.created_at  # so that nobody sees it from now on; the sweep does the rest
     else:
         await _remove(session, file)
+    audit.record(session, principal, Action.FILE_DELETED, file.id)
     return file
 
 
@@ -139,6 +142,8 @@ async def remove_expired(session: AsyncSession, *, now: datetime, after: str = "
     for file in expired:
         if not await _is_awaited(session, file):
             await _remove(session, file)
+            if file.expires_at != file.created_at:  # else somebody has deleted it, and that is on record
+                audit.record(session, None, Action.FILE_DELETED, file.id, project_id=file.project_id, reason="expired")
     return expired[-1].id if len(expired) == _SWEPT_AT_ONCE else None
 
 

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
 from app.db import after_commit
+from app.db.audit_models import Action
 from app.db.models import TERMINAL, BaseModel, Event, Job, JobStatus
 from app.db.queries import database_now, scoped
 from app.errors import InvalidRequest, NotFound
@@ -15,6 +16,7 @@ from app.queue.base import VALIDATION_POOL
 from app.schemas.jobs import DpoHyperparameters, Hyperparameters, JobCreate
 from app.services import (
     adapters,
+    audit,
     base_models,
     endings,
     events,
@@ -97,6 +99,7 @@ async def create(
         validating += f" and validation file: {job.validation_file_id}"
     events.add(session, job, f"Created fine-tuning job: {job.id}", now=now)
     events.add(session, job, validating, now=now)
+    audit.record(session, principal, Action.JOB_CREATED, job.id, training_file=job.training_file_id)
     await session.flush()
     after_commit.wake(session, VALIDATION_POOL)
     return job
@@ -145,6 +148,7 @@ async def cancel(session: AsyncSession, principal: Principal, *, job_id: str) ->
     job_states.move(session, job, JobStatus.CANCELLED, message="The job has been cancelled", now=now)
     leases.revoke(session, job)
     await endings.after(session, job)
+    audit.record(session, principal, Action.JOB_CANCELLED, job.id)
     await session.flush()
     return job
 
@@ -162,6 +166,7 @@ async def pause(session: AsyncSession, principal: Principal, *, job_id: str) -> 
     now = await database_now(session)
     job_states.move(session, job, JobStatus.PAUSED, message="The job has been paused", now=now)
     job.preempts_job_id = None
+    audit.record(session, principal, Action.JOB_PAUSED, job.id)
     await session.flush()
     return job
 
@@ -178,6 +183,7 @@ async def resume(session: AsyncSession, principal: Principal, *, job_id: str) ->
     job_states.move(session, job, JobStatus.QUEUED, message=message, now=now)
     job.not_before_at = None
     after_commit.wake(session, job.pool)
+    audit.record(session, principal, Action.JOB_RESUMED, job.id)
     await session.flush()
     return job
 

@@ -8,12 +8,13 @@ from sqlalchemy import Select, and_, or_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import ADMIN_KEY_PREFIX, Principal, Role, Scope, hash_key, key_hint, lesser, new_key
+from app.db.audit_models import Action
 from app.db.models import ApiKey, Organization, Project
 from app.db.queries import alone, server_rows
 from app.db.tenancy_models import AdminApiKey, ProjectUser, ServiceAccount
 from app.errors import Unauthenticated
 from app.ids import new_id, utc_now
-from app.services import names
+from app.services import audit, names
 
 _DEFAULT = "default project"
 
@@ -102,6 +103,7 @@ async def create_project(session: AsyncSession, *, name: str, organization_id: s
     project = Project(id=new_id("proj_"), organization_id=organization_id, name=name, created_at=now)
     session.add(project)
     await session.flush()
+    audit.record(session, None, Action.PROJECT_CREATED, project.id, project_id=project.id)
     return project
 
 
@@ -117,6 +119,7 @@ def create(session: AsyncSession, *, project_id: str, name: str, key: str, **col
         **columns,
     )
     session.add(row)
+    audit.record(session, None, Action.API_KEY_CREATED, row.id, project_id=project_id)
     return row
 
 

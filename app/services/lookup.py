@@ -41,15 +41,17 @@ async def page(
     after: str | None,
     limit: int,
     ascending: bool = False,
+    param: str = "after",
 ) -> Page[Row]:
     """Up to `limit` rows that follow the row whose `cursor` column is `after`.
 
-    `order` names the columns that put the rows in a total order: descending, or ascending if asked for.
+    `order` names the columns that put the rows in a total order: descending, or ascending if asked for. `param` is
+    what the client calls `after`.
     """
     if after is not None:
         anchor = await find(session, query, cursor, after)
         if anchor is None:
-            raise InvalidRequest(f"No item with id '{shown(after)}' is in this list.", param="after")
+            raise InvalidRequest(f"No item with id '{shown(after)}' is in this list.", param=param)
         place = tuple(getattr(anchor, column.key) for column in order)
         query = query.where(tuple_(*order) > place if ascending else tuple_(*order) < place)
     query = query.order_by(*(column.asc() if ascending else column.desc() for column in order)).limit(limit + 1)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db.audit_models import Action
 from app.db.models import BaseModel, ModelAlias
 from app.db.queries import alone, server_rows
 from app.errors import InvalidRequest, NotFound
 from app.ids import utc_now
-from app.services import base_models, lookup
+from app.services import audit, base_models, lookup
 
 
 async def find(session: AsyncSession, name: str) -> ModelAlias | None:
@@ -41,6 +42,7 @@ async def put(session: AsyncSession, *, name: str, base_id: str) -> ModelAlias:
         alias = ModelAlias(id=name, base_model_id=base.id, created_at=utc_now())
         session.add(alias)
     alias.base_model_id = base.id
+    audit.record(session, None, Action.ALIAS_CREATED, alias.id, base_model=base.id)
     await session.flush()
     return alias
 
@@ -51,4 +53,5 @@ async def remove(session: AsyncSession, *, name: str) -> ModelAlias:
     if alias is None:
         raise NotFound(f"There is no alias '{lookup.shown(name)}'.", param="id", code="alias_not_found")
     await session.delete(alias)
+    audit.record(session, None, Action.ALIAS_DELETED, alias.id)
     return alias

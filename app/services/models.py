@@ -5,11 +5,22 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
+from app.db.audit_models import Action
 from app.db.models import BaseModel, FineTunedModel, ModelAlias, Organization
 from app.db.queries import readable_models, scoped, server_rows
 from app.errors import Forbidden, NotFound
 from app.ids import random_text, utc_now
-from app.services import adapters, base_models, checkpoint_permissions, jobs, keys, lookup, model_aliases, objects
+from app.services import (
+    adapters,
+    audit,
+    base_models,
+    checkpoint_permissions,
+    jobs,
+    keys,
+    lookup,
+    model_aliases,
+    objects,
+)
 from app.services.adapters import Adapter
 from app.storage.base import StoredObject
 from worker.contract.spec import LoraSettings
@@ -52,6 +63,7 @@ async def delete(session: AsyncSession, principal: Principal, *, model_id: str) 
     await checkpoint_permissions.forget(session, principal, model_name=model.id)
     await session.delete(model)
     await objects.let_go(session, storage_key=model.adapter_key)
+    audit.record(session, principal, Action.MODEL_DELETED, model.id)
     return model
 
 
@@ -74,6 +86,7 @@ async def add_imported(
         created_at=utc_now(),
     )
     session.add(model)
+    audit.record(session, None, Action.MODEL_CREATED, model.id, project_id=project.id, reason="imported")
     await session.flush()
     return model
 

@@ -15,13 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
 from app.db import after_commit
+from app.db.audit_models import Action
 from app.db.models import File, Upload, UploadPart, UploadStatus
 from app.db.queries import due, of_project, scoped
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.schemas.files import FileCreate
 from app.schemas.uploads import UploadCreate
-from app.services import files, lookup
+from app.services import audit, files, lookup
 from app.storage import verified
 from app.storage.base import ObjectCorrupt, ObjectMissing, Storage, StoredObject
 
@@ -51,6 +52,7 @@ async def create(session: AsyncSession, principal: Principal, *, body: UploadCre
         expires_at=now + _LIFE,
     )
     session.add(upload)
+    audit.record(session, principal, Action.UPLOAD_CREATED, upload.id)
     await session.flush()
     return upload
 
@@ -105,6 +107,7 @@ async def add_part(
     session.add(part)
     upload.num_parts += 1
     upload.received_bytes += stored.bytes
+    audit.record(session, principal, Action.UPLOAD_PART_CREATED, part.id, upload_id=upload.id)
     await session.flush()
     return part
 
@@ -171,6 +174,7 @@ async def complete(
     await files.create(session, principal, file_id=file_id, stored=stored, filename=upload.filename, body=body)
     upload.file_id = file_id
     _end(upload, UploadStatus.COMPLETED, utc_now())
+    audit.record(session, principal, Action.UPLOAD_COMPLETED, upload.id, file_id=file_id)
     return upload
 
 
@@ -182,6 +186,7 @@ async def cancel(session: AsyncSession, principal: Principal, *, upload_id: str)
     if upload.status == UploadStatus.PENDING:
         is_late = status_of(upload) == UploadStatus.EXPIRED
         _end(upload, UploadStatus.EXPIRED if is_late else UploadStatus.CANCELLED, utc_now())
+        audit.record(session, principal, Action.UPLOAD_CANCELLED, upload.id)
     return upload
 
 

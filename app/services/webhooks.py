@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outgoing
 from app.auth import Principal
+from app.db.audit_models import Action
 from app.db.queries import alone, database_now, scoped
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
 from app.errors import InvalidRequest, NotFound, Unavailable
@@ -17,7 +18,7 @@ from app.ids import new_id, utc_now
 from app.outgoing import LookUps, OutgoingRefused
 from app.schemas.webhooks import WebhookEndpointCreate, WebhookEndpointUpdate
 from app.sealing import CannotSeal, CannotUnseal, Sealer
-from app.services import lookup, sealed_secrets, webhook_deliveries, webhook_sending, webhook_signing
+from app.services import audit, lookup, sealed_secrets, webhook_deliveries, webhook_sending, webhook_signing
 from app.services.retries import ATTEMPTS_LAST, KEYS_LAST, REUSED, Attempt, KeyReused
 from app.settings import Settings
 
@@ -75,6 +76,7 @@ async def create(
         updated_at=now,
     )
     session.add(endpoint)
+    audit.record(session, principal, Action.WEBHOOK_CREATED, endpoint.id)
     await session.flush()
     return Created(endpoint, secret, is_known=False)
 
@@ -110,6 +112,7 @@ async def update(
         setattr(endpoint, name, value)
     if changes:
         endpoint.updated_at = await database_now(session)
+        audit.record(session, principal, Action.WEBHOOK_UPDATED, endpoint.id, changed=sorted(changes))
     await session.flush()
     return endpoint
 
@@ -129,6 +132,7 @@ async def rotate_secret(
     endpoint.secret_hint = webhook_signing.hint(secret)
     endpoint.old_secrets = kept[:_MAX_OLD_SECRETS]
     endpoint.updated_at = now
+    audit.record(session, principal, Action.WEBHOOK_ROTATED, endpoint.id, keep_old=keep_old)
     await session.flush()
     return endpoint, secret
 
@@ -138,6 +142,7 @@ async def delete(session: AsyncSession, principal: Principal, *, endpoint_id: st
     endpoint = await get(session, principal, endpoint_id=endpoint_id, lock=True)
     await webhook_deliveries.remove_all(session, endpoint)
     await session.delete(endpoint)
+    audit.record(session, principal, Action.WEBHOOK_DELETED, endpoint.id)
     return endpoint
 
 

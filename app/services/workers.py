@@ -11,10 +11,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db.audit_models import Action
 from app.db.models import Worker, WorkerState
 from app.db.queries import database_now, server_rows
 from app.errors import NotFound
-from app.services import leases, lookup
+from app.services import audit, leases, lookup
 
 TRAIN, CPU, PYTHON_GRADERS = "train", "cpu", "python_graders"
 _REMEMBERED = timedelta(days=1)
@@ -80,7 +81,9 @@ async def drain(session: AsyncSession, *, worker_id: str, silent_seconds: float)
     row = await lookup.find(session, server_rows(Worker), Worker.id, worker_id)
     if row is None:
         raise NotFound(f"There is no worker '{lookup.shown(worker_id)}'.", code="worker_not_found")
-    row.drain_requested_at = row.drain_requested_at or await database_now(session)
+    if row.drain_requested_at is None:
+        row.drain_requested_at = await database_now(session)
+        audit.record(session, None, Action.WORKER_DRAINED, row.id)
     await session.flush()
     (seen,) = await _seen(session, [row], silent_seconds)
     return seen

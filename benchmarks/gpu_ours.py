@@ -40,7 +40,11 @@ def measure(name: str, shape_names: list[str], device: Device, *, tiny: bool) ->
             optimizer=runs.OPTIMIZER,
         )
         chosen = execution.choose(
-            spec, geometry, device=device, dtype="bfloat16", threads=torch.get_num_threads(), base_is_loaded=True
+            spec,
+            geometry,
+            form=execution.Form(device, "bfloat16", None),
+            threads=torch.get_num_threads(),
+            base_is_loaded=True,
         )
         memory.free()
         reset_peak(device)

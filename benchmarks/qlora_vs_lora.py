@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -22,6 +22,7 @@ from benchmarks import presets
 from worker.contract.spec import LoraSettings, OptimizerSettings
 from worker.data.token_file import TokenFile, write
 from worker.engine import adapters, base_model, batches, optim, sft
+from worker.engine.execution import cpu_computes_in_bfloat16
 from worker.engine.nf4 import Nf4Linear
 from worker.engine.packing import pack
 
@@ -35,9 +36,8 @@ Kind = Literal["lora", "qlora"]
 class System:
     """A base with an adapter; `step` trains on some rows."""
 
-    def __init__(self, base: Path, dtype: Literal["float32", "bfloat16"], kind: Kind) -> None:
-        quantization: Literal["nf4"] | None = "nf4" if kind == "qlora" else None
-        self.model = base_model.load(base, device="cpu", dtype=dtype, quantization=quantization, tick=lambda: None)
+    def __init__(self, base: Path, **form: Any) -> None:
+        self.model = base_model.load(base, device="cpu", tick=lambda: None, **form)
         self.adapter: PeftModel = adapters.attach(self.model, LoraSettings(rank=16, alpha=32), seed=0)
         self._optimizer = optim.adamw(adapters.parameters(self.adapter).values(), OPTIMIZER)
         self._number = 0
@@ -78,8 +78,11 @@ def main() -> None:
         write(Path(scratch) / "data", presets.lognormal_examples(EXAMPLES_A_STEP * steps, vocab_size=8192))
         data = TokenFile.load(Path(scratch) / "data")
         kinds: tuple[Kind, ...] = ("lora", "qlora")
-        systems = {kind: System(base, arguments.dtype, kind) for kind in kinds}
-    print(f"one CPU thread, {arguments.dtype}, bfloat16 hardware: {torch.cpu._is_avx512_bf16_supported()}")
+        systems: dict[Kind, System] = {
+            "lora": System(base, dtype=arguments.dtype),
+            "qlora": System(base, dtype=arguments.dtype, quantization="nf4"),
+        }
+    print(f"one CPU thread, {arguments.dtype}, bfloat16 hardware: {cpu_computes_in_bfloat16()}")
     ratios = []
     for number in range(steps):
         rows = list(range(number * EXAMPLES_A_STEP, (number + 1) * EXAMPLES_A_STEP))

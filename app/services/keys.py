@@ -46,7 +46,7 @@ async def record_uses(session: AsyncSession, uses: Mapping[str, datetime]) -> No
     """Of keys of either kind, by their ids. Other processes record theirs: what is later stays."""
     for model in (ApiKey, AdminApiKey):
         query = server_rows(model).where(model.id.in_(uses)).order_by(model.id)
-        for row in await session.scalars(query.with_for_update()):
+        for row in await session.scalars(query.with_for_update(key_share=True)):
             if row.last_used_at is None or row.last_used_at < uses[row.id]:
                 row.last_used_at = uses[row.id]
 

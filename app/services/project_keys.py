@@ -33,7 +33,7 @@ async def search(session: AsyncSession, project: Project, *, after: str | None, 
 
 async def get(session: AsyncSession, project: Project, *, key_id: str, lock: bool = False) -> ApiKey:
     query = _good(project)
-    found = await lookup.find(session, query.with_for_update() if lock else query, ApiKey.id, key_id)
+    found = await lookup.find(session, query.with_for_update(key_share=True) if lock else query, ApiKey.id, key_id)
     if found is None:
         raise NotFound(f"No API key found with id '{lookup.shown(key_id)}' in this project.", code="api_key_not_found")
     return found

@@ -38,10 +38,10 @@ async def search_all(session: AsyncSession, *, after: str | None, limit: int) ->
 
 
 async def get(session: AsyncSession, principal: Principal, *, project_id: str, lock: bool = False) -> Project:
-    """A project of another organization is as unknown as one that does not exist. `lock`: its members and keys do not
-    change meanwhile."""
+    """A project of another organization is as unknown as one that does not exist. `lock`: it is not archived, and its
+    members and keys do not change, meanwhile; rows that refer to it may come."""
     query = _visible(principal)
-    found = await lookup.find(session, query.with_for_update() if lock else query, Project.id, project_id)
+    found = await lookup.find(session, query.with_for_update(key_share=True) if lock else query, Project.id, project_id)
     return _required(found, project_id)
 
 

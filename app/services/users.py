@@ -45,7 +45,7 @@ async def search(
 
 async def get(session: AsyncSession, principal: Principal, *, user_id: str, lock: bool = False) -> User:
     query = of_organization(User, principal).where(User.removed_at.is_(None))
-    found = await lookup.find(session, query.with_for_update() if lock else query, User.id, user_id)
+    found = await lookup.find(session, query.with_for_update(key_share=True) if lock else query, User.id, user_id)
     if found is None:
         raise NotFound(f"No user found with id '{lookup.shown(user_id)}'.", code="user_not_found")
     return found

@@ -225,15 +225,15 @@ async def test_admin_keys_administer_and_nothing_else(tenant: Tenant, other_tena
 
 async def test_headers_select_among_what_a_key_may_see(tenant: Tenant, neighbour: Tenant) -> None:
     own, others = tenant.principal, neighbour.principal
-    for accepted in ({"organization": own.organization_id, "project": own.project_id}, {"project": ""}):
-        await tenant.client.with_options(**accepted).models.list()
-    for wrong, code in (
-        ({"project": others.project_id}, "mismatched_project"),
-        ({"project": "proj_nobody"}, "mismatched_project"),
-        ({"organization": "org-nobody", "project": own.project_id}, "mismatched_organization"),
+    for organization, project in ((own.organization_id, own.project_id), (None, "")):
+        await tenant.client.with_options(organization=organization, project=project).models.list()
+    for organization, project, code in (
+        (None, others.project_id, "mismatched_project"),
+        (None, "proj_nobody", "mismatched_project"),
+        ("org-nobody", own.project_id, "mismatched_organization"),
     ):
         with pytest.raises(AuthenticationError) as refused:
-            await tenant.client.with_options(**wrong).models.list()
+            await tenant.client.with_options(organization=organization, project=project).models.list()
         assert refused.value.code == code
         assert refused.value.body == {
             "message": f"OpenAI-{code.split('_')[1].title()} header should match {code.split('_')[1]} for API key",

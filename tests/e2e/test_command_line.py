@@ -29,6 +29,57 @@ def test_the_first_start_makes_a_key_and_says_what_to_do(tmp_path: Path) -> None
         assert httpx.get(f"{again.url}/v1/models", headers={"Authorization": f"Bearer {made}"}).status_code == 200
 
 
+def test_teams_are_let_in_and_out_by_commands(tmp_path: Path) -> None:
+    installation = Installation(tmp_path / "data")
+    installation.data.mkdir()
+    hone = installation.hone
+
+    def made(*arguments: str) -> str:
+        done = hone(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    with installation.serving() as server:
+
+        def status(key: str, path: str = "/v1/files") -> int:
+            return httpx.get(f"{server.url}{path}", headers={"Authorization": f"Bearer {key}"}).status_code
+
+        organization = made("organizations", "create", "acme")
+        project = made("projects", "create", "bots", "--organization", "acme")
+        made("members", "add", "Ada@example.com", "--project", "bots", "--role", "reader")
+        assert "ada@example.com" in made("members", "list", "--project", "bots")
+        of_ada = made("keys", "create", "--project", "bots", "--member", "ada@example.com", "--expires-in-days", "9")
+        narrow = made("keys", "create", "--project", project, "--scope", "jobs.read", "--name", "narrow")
+        administers = made("keys", "create", "--admin", "--organization", organization)
+        assert (status(of_ada), status(narrow), status(narrow, "/v1/fine_tuning/jobs")) == (200, 403, 200)
+        assert (status(administers), status(administers, "/v1/organization/projects")) == (403, 200)
+        listed = made("keys", "list", "--project", "bots")
+        assert "ada@example.com" in listed
+        assert not any(key in listed for key in (of_ada, narrow))
+        (narrow_id,) = re.findall(r"(key_\w+) .*narrow", listed)
+        made("keys", "revoke", narrow_id)
+        assert (status(narrow), status(of_ada)) == (401, 200)
+        made("members", "remove", "ada@example.com", "--project", "bots")
+        assert status(of_ada) == 401
+        made("organizations", "disable", "acme")
+        assert status(administers, "/v1/organization/projects") == 401
+        made("organizations", "enable", "acme")
+        assert status(administers, "/v1/organization/projects") == 200
+        made("projects", "archive", "bots")
+        assert "archived" in made("projects", "list")
+        for wrong in (
+            ["organizations", "create", "acme"],
+            ["organizations", "disable", "default"],
+            ["projects", "archive", "default"],
+            ["keys", "create", "--project", "nothing"],
+            ["keys", "create", "--admin", "--project", "bots"],
+            ["members", "add", "no address"],
+            ["members", "remove", "bob@example.com"],
+        ):
+            refused = hone(*wrong)
+            assert (refused.returncode, "Traceback" in refused.stdout + refused.stderr) == (1, False), wrong
+
+
 def test_models_are_registered_by_the_operator_only(install: Callable[..., Installation], tmp_path: Path) -> None:
     installation = install()
     assert BASE in installation.hone("models", "list").stdout

@@ -160,7 +160,9 @@ def serve(settings: Settings) -> Iterator[Served]:
 
     async def run() -> None:
         async with open_resources(settings) as opened:
-            config = uvicorn.Config(create_app(opened), log_config=None, access_log=False, lifespan="off")
+            config = uvicorn.Config(
+                create_app(opened), log_config=None, access_log=False, lifespan="off", proxy_headers=False
+            )
             server.append(uvicorn.Server(config))
             ready.set()
             await server[0].serve(sockets=[listener])

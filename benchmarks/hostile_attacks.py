@@ -1,15 +1,15 @@
 """What a hostile client sends, each with the words that must refuse it.
 
-`python -m benchmarks.hostile_attacks URL KEY SECONDS` is a process of its own, so that whoever measures the server
-meanwhile is not measured with it. All attacks run at the same time, over and over for SECONDS, each at least once; the
-last line is a JSON object: how often each was refused with its reason, and what was answered otherwise.
+`python -m benchmarks.hostile_attacks URL KEY SECONDS [LEFT_OUT...]` is a process of its own, so that whoever measures
+the server meanwhile is not measured with it. All attacks run at the same time, over and over for SECONDS, each at least
+once; the last line is a JSON object: how often each was refused with its reason, and what was answered otherwise.
 """
 
 import http.client
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -141,7 +141,7 @@ def bases(directory: Path) -> Iterator[tuple[str, Path]]:
         yield name, base
 
 
-def run(url: str, key: str, seconds: float) -> dict[str, dict[str, object]]:
+def run(url: str, key: str, seconds: float, left_out: Collection[str]) -> dict[str, dict[str, object]]:
     """By attack: how often it was refused with its reason, and the first answer that was another."""
     deadline = time.monotonic() + seconds
 
@@ -156,7 +156,7 @@ def run(url: str, key: str, seconds: float) -> dict[str, dict[str, object]]:
             if other or time.monotonic() > deadline:
                 return {"refused": refused, "other": other}
 
-    every = attacks(Client(url, key))
+    every = {name: attack for name, attack in attacks(Client(url, key)).items() if name not in left_out}
     with ThreadPoolExecutor(len(every)) as threads:
         running = {name: threads.submit(again_and_again, act, words) for name, (act, words) in every.items()}
         return {name: done.result() for name, done in running.items()}
@@ -175,4 +175,4 @@ def _metadata() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1], sys.argv[2], float(sys.argv[3]))))
+    print(json.dumps(run(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4:])))

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def main() -> int:
     return 0 if is_good else 1
 
 
-def measure(site: Site, bases: Path, *, seconds: float) -> dict[str, Any]:
+def measure(site: Site, bases: Path, *, seconds: float, left_out: Collection[str] = ()) -> dict[str, Any]:
     """All figures, in milliseconds where nothing else is said, and under `attacks` how often each was refused."""
     installation = Installation.at(site, validation_timeout_seconds="4", validation_memory_bytes=str(1 << 29))
     asyncio.run(_register(installation, bases))
@@ -54,7 +54,7 @@ def measure(site: Site, bases: Path, *, seconds: float) -> dict[str, Any]:
         with _polling(api, job) as quiet:
             time.sleep(seconds)
         with installation.working("--cpu"), _polling(api, job) as attacked:
-            command = [sys.executable, "-m", "benchmarks.hostile_attacks", api.url, KEY, str(seconds)]
+            command = [sys.executable, "-m", "benchmarks.hostile_attacks", api.url, KEY, str(seconds), *left_out]
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 600)
     p99 = {"quiet": _percentile(quiet.milliseconds, 99), "attacked": _percentile(attacked.milliseconds, 99)}
     return {
@@ -86,13 +86,14 @@ class Polls:
 @contextmanager
 def _polling(api: Process, job: str) -> Iterator[Polls]:
     """Asks in a thread until the block ends."""
-    polls, is_over = Polls(), threading.Event()
+    polls, has_begun, is_over = Polls(), threading.Event(), threading.Event()
 
     def poll() -> None:
         headers = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=api.url, headers=headers, timeout=60) as http:
             for _ in range(_WARM_UP_POLLS):
                 http.get(f"/v1/fine_tuning/jobs/{job}")
+            has_begun.set()
             while not is_over.wait(_PAUSE_SECONDS):
                 began = time.perf_counter()
                 try:
@@ -104,6 +105,7 @@ def _polling(api: Process, job: str) -> Iterator[Polls]:
 
     thread = threading.Thread(target=poll)
     thread.start()
+    has_begun.wait(60)
     try:
         yield polls
     finally:

@@ -30,14 +30,14 @@ SECRETS = {
 _GIB = 1 << 30
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def secrets_around(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
-async def trainer(tmp_path: Path) -> AsyncIterator[Trainer]:
+async def trainer(tmp_path: Path, secrets_around: None) -> AsyncIterator[Trainer]:
     started = await Trainer.start(log=tmp_path / "log", threads=1, device=None, memory_bytes=8 * _GIB)
     await asyncio.to_thread(_until_bound, started.pid)
     yield started
@@ -90,7 +90,7 @@ async def test_the_trainer(trainer: Trainer) -> None:
     assert not is_alive(pid)
 
 
-async def test_the_child_that_waits_for_files(tmp_path: Path) -> None:
+async def test_the_child_that_waits_for_files(tmp_path: Path, secrets_around: None) -> None:
     preparer = Preparer(tmp_path / "prepare.log")
     await preparer.be_ready()
     try:

@@ -37,7 +37,7 @@ MODEL = ScoreModel.model_validate(
 )
 
 
-@fuzzed(100)
+@fuzzed(60)
 @given(template=_TEMPLATE, item=JSON, output=st.text(max_size=20) | JSON.map(json.dumps))
 @example(template="{{ item.999999999 }}", item=[], output="")
 @example(template="{{ item[0] }}", item={"0": "\0"}, output="")
@@ -58,7 +58,7 @@ def test_templates(template: str, item: object, output: str) -> None:
     assert len(filled) <= templates.MAX_CHARACTERS
 
 
-@fuzzed(400)
+@fuzzed(150)
 @given(text=_FORMULA, values=st.lists(st.floats(allow_nan=False), min_size=4, max_size=4))
 @example(text="9^9^9^9", values=[0.0] * 4)
 @example(text="\u00b2", values=[0.0] * 4)
@@ -76,7 +76,7 @@ def test_formulas(text: str, values: list[float]) -> None:
     assert math.isfinite(value)
 
 
-@fuzzed(100)
+@fuzzed(60)
 @given(
     source=st.lists(
         st.sampled_from(["def grade(sample, item):", "\n", " ", "\t", "(", "[", "not ", "return 1", "'", "\\", "\0",
@@ -107,7 +107,7 @@ _CHOICE = st.fixed_dictionaries(
 )
 
 
-@fuzzed(100)
+@fuzzed(60)
 @given(
     raw=st.binary(max_size=60)
     | JSON.map(lambda value: json.dumps(value).encode())

@@ -78,7 +78,7 @@ HEADERS = st.dictionaries(
 )
 
 
-@fuzzed(100)
+@fuzzed(60)
 @given(
     header=HEADERS.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60),
     length=st.none() | st.integers(0, 2**64 - 1),
@@ -123,7 +123,7 @@ _CONFIG = st.fixed_dictionaries(
 )
 
 
-@fuzzed(60)
+@fuzzed(40)
 @given(
     config=_CONFIG.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40),
     edits=st.just([]) | EDITS,
@@ -148,7 +148,7 @@ def test_adapters(scratch: Path, config: bytes, edits: list[tuple[str, int, byte
     assert json.loads((target / CONFIG).read_text())["base_model_name_or_path"] == "acme/base"
 
 
-@fuzzed(50)
+@fuzzed(30)
 @given(config=JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40))
 @example(config=b'{"max_position_embeddings": true}')
 @example(config=b'{"max_position_embeddings": 1e999}')

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo serve test contract fuzz faults soak check long format bench gpu gpu-packages openapi audit sbom clean
+.PHONY: setup demo serve test contract fuzz fuzz-parsers hostile faults soak check long format bench gpu gpu-packages openapi audit sbom clean
 
 setup: .venv/.complete
 
@@ -32,6 +32,15 @@ contract: setup
 # Thousands of requests made up from the OpenAPI document; CI makes up hundreds.
 fuzz: setup
 	HONE_TEST_FUZZ=100 $(BIN)/python -m pytest tests/api/test_schemathesis.py --timeout 3600
+
+# What parses hostile bytes, for hours: TIMES as many cases as CI has, each time others.
+TIMES ?= 1000
+fuzz-parsers: setup
+	HONE_TEST_FUZZ_PARSERS=$(TIMES) $(BIN)/python -m pytest tests/hostile -k fuzz --timeout 86400
+
+# How long a status takes while everything hostile is sent at once; the last line is JSON.
+hostile: setup
+	$(BIN)/python -m benchmarks.hostile_polls
 
 # Each fault at N instants, drawn from a seed; CI strikes once. They wait for most of their time, so several at once.
 N ?= 20

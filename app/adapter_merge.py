@@ -14,7 +14,10 @@ from app.services import adapters, base_models
 from app.storage.base import ObjectCorrupt, ObjectMissing
 from worker.bases import Bases, BaseUnavailable
 from worker.data import adapter_source, archive, base_layers
+from worker.data.archive import BadArchive
 from worker.data.base_model_source import BadBaseModel
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
 class CannotMerge(Exception):
@@ -75,7 +78,10 @@ async def _fetch_adapter(resources: Resources, name: str, base_id: str | None, d
         await resources.storage.get_file(found.key, packed, sha256=found.sha256)
     except (ObjectMissing, ObjectCorrupt) as error:
         raise CannotMerge(f"the adapter of {name} is damaged in storage") from error
-    await asyncio.to_thread(archive.unpack, packed, directory)
+    try:
+        await asyncio.to_thread(archive.unpack, packed, directory)
+    except BadArchive as error:
+        raise CannotMerge(f"the adapter of {name} is damaged: {error}") from error
     return base
 
 
@@ -85,7 +91,7 @@ async def _merge_in_child(base_directory: Path, adapter: Path, output: Path) -> 
         *("--base", str(base_directory), "--adapter", str(adapter), "--output", str(output)),
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env=environment.for_a_child(),
+        env=environment.for_a_child() | _OFFLINE,
     )
     try:
         _, told = await child.communicate()

@@ -139,6 +139,12 @@ class Settings(BaseSettings):
         ge=1,
         description="CPU threads of each trainer. Default: the machine's cores, shared by the slots.",
     )
+    trainer_memory_bytes: int | None = Field(
+        default=None,
+        ge=1024**3,
+        description="Most main memory that a trainer may fill (RLIMIT_DATA; a GPU's own memory does not count). A run "
+        "that needs more ends with an error. Default: no limit of Hone's own.",
+    )
     lease_seconds: float = Field(
         default=30.0, ge=1, description="A worker that is silent for this long loses its jobs to another."
     )

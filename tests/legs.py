@@ -10,7 +10,10 @@ import tempfile
 from tests.servers import required
 
 _EMBEDDED = ("--backends=embedded", "tests", "--ignore=tests/faults")
-_PRODUCTION = ("--backends=production", "tests/api", "tests/services", "tests/adapters", "tests/worker", "tests/e2e")
+_PRODUCTION = (
+    *("--backends=production", "tests/api", "tests/services", "tests/adapters", "tests/worker", "tests/e2e"),
+    "tests/hostile/test_bad_inputs.py",
+)
 _FAULTS = ("--backends=production", "--durations=20", "tests/faults")
 
 

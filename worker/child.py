@@ -1,9 +1,11 @@
-"""What a child process of a worker owes its parent: not to outlive it."""
+"""What a child process of a worker owes its parent: not to outlive it, and not to take more than it was given."""
 
 import ctypes
 import os
+import resource
 import signal
 import sys
+from collections.abc import Mapping
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -20,6 +22,18 @@ def die_with_parent(parent_pid: int | None) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != expected:
         kill_group()
+
+
+def bind(limits: Mapping[int, int], *, grace: Mapping[int, int] | None = None) -> None:
+    """Set limits (`resource.RLIMIT_*`) for good, never above those that are there. No core dumps: they hold data.
+
+    With a `grace` the hard limit is so much higher: what happens at the soft one can tell why.
+    """
+    for kind, wanted in {resource.RLIMIT_CORE: 0, **limits}.items():
+        _, hard = resource.getrlimit(kind)
+        most = wanted + (grace or {}).get(kind, 0)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (min(wanted, most), most))
 
 
 def kill_group() -> None:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
-from worker.child import die_with_parent
+from worker.child import bind, die_with_parent
 from worker.contract.formats import (
     ChatRow,
     CompletionRow,
@@ -48,6 +48,7 @@ MIN_TRAINING_EXAMPLES = 10
 BATCH_ROWS = 256
 BATCH_BYTES = 4 << 20
 MAX_THREADS = 4
+MAX_OPEN_FILES = 256
 ENDING_FAULTS = (Fault.FILE, Fault.METHOD)  # all lines after this one would be refused alike
 Row = SupervisedRow | PreferenceRow
 FORMAT_NAMES = {True: "prompt/completion pairs", False: "chat messages"}
@@ -56,7 +57,7 @@ FORMAT_NAMES = {True: "prompt/completion pairs", False: "chat messages"}
 def main(arguments: list[str]) -> int:
     source, *parent = arguments
     die_with_parent(int(parent[0]) if parent else None)
-    raw = os.fdopen(int(source[3:]), "rb").read() if source.startswith("fd:") else Path(source).read_bytes()
+    raw = _read_all(int(source[3:])) if source.startswith("fd:") else Path(source).read_bytes()
     request = PrepareRequest.model_validate_json(raw)
     limit_process(request.process)
     report = run_prepare(request)
@@ -98,19 +99,30 @@ def run_prepare(request: PrepareRequest) -> PrepareReport:
     )
 
 
+def _read_all(descriptor: int) -> bytes:
+    """To its end; then nothing is there any more, and no file opened later can take its place."""
+    with os.fdopen(descriptor, "rb", closefd=False) as stream:
+        raw = stream.read()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+    return raw
+
+
 def limit_process(limits: ProcessLimits) -> None:
-    """Bind this process to the limits for good; no core dumps, and few threads for the tokenizer."""
+    """Bind this process to the limits for good; few threads for the tokenizer, and files that only we can read."""
     # Each thread reserves address space, of which a machine with many cores would use up the limit.
     os.environ.setdefault("RAYON_NUM_THREADS", str(min(MAX_THREADS, os.cpu_count() or 1)))
-    for kind, wanted, grace in (
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_AS, limits.memory_bytes, 0),
-        (resource.RLIMIT_CPU, limits.cpu_seconds, 1),  # at the hard limit it would be SIGKILL, which tells nothing
-        (resource.RLIMIT_FSIZE, limits.file_bytes, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        most = wanted + grace if hard == resource.RLIM_INFINITY else min(wanted + grace, hard)
-        resource.setrlimit(kind, (min(wanted, most), most))
+    os.umask(0o077)
+    bind(
+        {
+            resource.RLIMIT_AS: limits.memory_bytes,
+            resource.RLIMIT_CPU: limits.cpu_seconds,
+            resource.RLIMIT_FSIZE: limits.file_bytes,
+            resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
+        },
+        grace={resource.RLIMIT_CPU: 1},  # at the hard limit it would be SIGKILL, which tells nothing
+    )
 
 
 @dataclass

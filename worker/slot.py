@@ -139,7 +139,12 @@ class Slot:
         worker_id, _, number = self._name.partition("/")
         log = workspace.of_worker(self._resources.settings, worker_id) / f"trainer-{number}.log"
         log.unlink(missing_ok=True)
-        self._trainer = await Trainer.start(log=log, threads=self._threads, device=self._device)
+        self._trainer = await Trainer.start(
+            log=log,
+            threads=self._threads,
+            device=self._device,
+            memory_bytes=self._resources.settings.trainer_memory_bytes,
+        )
         return self._trainer
 
     async def _have_trainer(self) -> None:

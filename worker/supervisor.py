@@ -36,7 +36,7 @@ class Trainer:
         self._reading = asyncio.create_task(self._read(event_fd))
 
     @classmethod
-    async def start(cls, *, log: Path, threads: int, device: str | None) -> "Trainer":
+    async def start(cls, *, log: Path, threads: int, device: str | None, memory_bytes: int | None = None) -> "Trainer":
         """`device` is a CUDA device for the trainer to see, or None to leave it what the worker sees."""
         command_read, command_write = os.pipe()
         event_read, event_write = os.pipe()
@@ -47,6 +47,7 @@ class Trainer:
                     *("-m", "worker.trainer"),
                     *("--command-fd", str(command_read), "--event-fd", str(event_write)),
                     *("--parent-pid", str(os.getpid())),
+                    *(("--memory-bytes", str(memory_bytes)) if memory_bytes is not None else ()),
                     pass_fds=(command_read, event_write),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log_file,

@@ -12,13 +12,14 @@ import importlib
 import logging
 import os
 import queue
+import resource
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.child import die_with_parent, kill_group
+from worker.child import bind, die_with_parent, kill_group
 from worker.contract.errors import Blame, TrainError
 from worker.contract.events import MAX_LINE_BYTES, Event, Failed, Finished, Ready, Start, Stop, Stopped, Tick, commands
 from worker.contract.spec import Execution
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("worker.trainer")
 
 _MAX_MESSAGE_CHARACTERS = 4000
+_MAX_FILE_BYTES = 64 << 30
+_MAX_OPEN_FILES = 4096
 
 
 def main() -> None:
@@ -39,8 +42,10 @@ def main() -> None:
     parser.add_argument("--command-fd", type=int, required=True)
     parser.add_argument("--event-fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int)
+    parser.add_argument("--memory-bytes", type=int)
     arguments = parser.parse_args()
     die_with_parent(arguments.parent_pid)
+    _limit(arguments.memory_bytes)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     logging.getLogger("worker").setLevel(logging.INFO)
     # The reader comes first: imports take seconds, and the parent may go in that time.
@@ -48,6 +53,13 @@ def main() -> None:
     inbox.start()
     trainer = Trainer(inbox, EventWriter(arguments.event_fd).emit)
     trainer.serve()
+
+
+def _limit(memory_bytes: int | None) -> None:
+    """Of address space it could take any amount, which CUDA does; what it can fill with its own data is bounded."""
+    os.umask(0o077)
+    data = {} if memory_bytes is None else {resource.RLIMIT_DATA: memory_bytes}
+    bind({resource.RLIMIT_FSIZE: _MAX_FILE_BYTES, resource.RLIMIT_NOFILE: _MAX_OPEN_FILES, **data})
 
 
 class Commands(threading.Thread):

@@ -29,6 +29,7 @@ _EXPECTED = {
     "model_attributes_type": "an object",
 }
 
+_MAX_PATH_CHARACTERS = 150
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 # For the OpenAPI document.
@@ -77,7 +78,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers: Mapping[str, str] = error.headers or {}
     method = request.method if request.method.isalpha() else "?"
-    path = request.scope.get("raw_path", b"").decode("ascii", "replace")[:200]
+    path = request.scope.get("raw_path", b"").decode("ascii", "replace")[:_MAX_PATH_CHARACTERS]
     if error.status_code == 404:
         return respond(NotFound(f"Invalid URL ({method} {path})", code="unknown_url"))
     if error.status_code == 405:

@@ -12,6 +12,7 @@ import pytest
 
 from app import outgoing
 from app.outgoing import Answer, Network, OutgoingFailed, OutgoingRefused
+from tests.hostile.urls import HOSTILE_URLS
 from tests.servers import receiver
 from tests.servers.certificates import Authority
 from tests.servers.receiver import receiving, says
@@ -110,6 +111,21 @@ async def test_nothing_reaches_loopback_unless_allowed(url: str) -> None:
     assert server.received == []
 
 
+def test_there_are_22_hostile_forms() -> None:
+    assert len(set(HOSTILE_URLS)) == 22
+
+
+@pytest.mark.parametrize("url", HOSTILE_URLS)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_no_hostile_form_reaches_loopback(url: str, scheme: str) -> None:
+    """By whichever of the two, with another network allowed, so that it is not the scheme that is refused."""
+    with receiving(says(200)) as server:
+        hostile = url.replace("PORT", str(server.port)).replace("http://", f"{scheme}://")
+        with pytest.raises(OutgoingRefused):
+            await post(hostile, allowed=(ip_network("192.0.2.0/24"),))
+    assert server.received == []
+
+
 @pytest.mark.parametrize("form", ["2130706433", "127.1", "0x7f000001"])
 async def test_an_allowed_network_may_be_written_in_any_form(form: str) -> None:
     with receiving(says(200)) as server:
@@ -172,6 +188,15 @@ async def test_one_address_of_many_that_is_not_public_is_enough(monkeypatch: pyt
     names(monkeypatch, mixed=["127.0.0.1 10.0.0.1"])
     with receiving(says(200)) as server, pytest.raises(OutgoingRefused):
         await post(f"http://mixed.example:{server.port}/")
+    assert server.received == []
+
+
+@pytest.mark.parametrize("answers", ["8.8.8.8 127.0.0.1", "127.0.0.1 8.8.8.8", "2606:4700::1111 ::1"])
+async def test_a_public_address_does_not_bring_loopback_along(answers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is connected to: the public one would be tried first."""
+    names(monkeypatch, mixed=[answers])
+    with receiving(says(200)) as server, pytest.raises(OutgoingRefused, match="not a public one"):
+        await post(f"https://mixed.example:{server.port}/", allowed=())
     assert server.received == []
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from worker.data import base_manifest, hub, tensor_headers
 from worker.data.base_manifest import BadBaseModel
 
+_MAX_CONFIG_BYTES = 1 << 20
 _HUB_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 
 
@@ -81,10 +82,12 @@ def _num_elements(path: Path) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise BadBaseModel(f"{path} has {path.stat().st_size} bytes; at most {_MAX_CONFIG_BYTES} are read")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadBaseModel(f"{path.parent} holds no {path.name}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadBaseModel(f"{path} is not valid JSON") from error
     if not isinstance(value, dict):
         raise BadBaseModel(f"{path} is not a JSON object")

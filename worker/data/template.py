@@ -97,8 +97,8 @@ class ChatTemplate:
         self._sources = (source, tool_source or source)
         try:
             self._templates = tuple(environment.from_string(text) for text in self._sources)
-        except jinja2.TemplateError as error:
-            raise TemplateError(f"the chat template does not compile: {error}") from error
+        except Exception as error:  # also what Python says of deep nesting, huge numbers and what jinja made of it
+            raise TemplateError(_shortened(f"the chat template does not compile: {error}")) from error
 
     def source(self, tools: Tools) -> str:
         """The source of the template that a conversation with these tools is rendered by."""

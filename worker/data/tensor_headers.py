@@ -33,7 +33,8 @@ def read(path: Path) -> dict[str, TensorHeader]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length) if length <= min(size, _MAX_HEADER_BYTES) else b"")
+            raw = file.read(length) if length <= min(size, _MAX_HEADER_BYTES) else b""
+        header = json.loads(raw, object_pairs_hook=_each_once)
         found = {name: _tensor(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
     except (struct.error, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise NotSafetensors(f"{path} is not a safetensors file") from error
@@ -41,6 +42,14 @@ def read(path: Path) -> dict[str, TensorHeader]:
         expected = math.prod(tensor.shape) * _BYTES.get(tensor.dtype, 0)
         if tensor.start + tensor.bytes > size or (expected and expected != tensor.bytes):
             raise NotSafetensors(f"{path} is damaged: it does not hold all of {name[:200]!r}")
+    return found
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Of two tensors under one name readers take different ones."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
     return found
 
 

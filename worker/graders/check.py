@@ -47,7 +47,7 @@ def source(text: str) -> None:
     Parsing holds the interpreter's lock: a tenth of a second for 16 KB, and seconds for the largest that may be sent.
     A longer source is not looked at; its faults are found where it runs, in the sandbox.
     """
-    if len(text.encode()) > MAX_PARSED_BYTES:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_PARSED_BYTES:
         return
     try:
         with warnings.catch_warnings():

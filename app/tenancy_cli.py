@@ -240,9 +240,9 @@ def revoke_key(
     async def revoke(session: AsyncSession) -> None:
         of_organization = await session.scalar(server_rows(AdminApiKey).where(AdminApiKey.id == key_id))
         if of_organization is not None:
-            admin_keys.revoke(of_organization)
+            admin_keys.revoke(session, of_organization)
         else:
-            project_keys.revoke(await project_keys.get_any(session, key_id=key_id))
+            project_keys.revoke(session, await project_keys.get_any(session, key_id=key_id))
 
     _run(data, revoke)
     console.print(f"{key_id} is revoked.")

@@ -98,7 +98,7 @@ async def create_any_project_api_key(
 async def delete_any_api_key(api_key_id: str, session: WriteSession) -> ProjectKeyDeleted:
     """Revoke a key of whatever project: it is refused from now on."""
     row = await keys_of_projects.get_any(session, key_id=api_key_id)
-    keys_of_projects.revoke(row)
+    keys_of_projects.revoke(session, row)
     return ProjectKeyDeleted(id=row.id)
 
 

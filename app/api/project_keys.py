@@ -90,7 +90,7 @@ async def delete_project_api_key(
     """Revoke a key: it is refused from now on."""
     project = await projects.get(session, principal, project_id=project_id, lock=True)
     row = await project_keys.get(session, project, key_id=api_key_id, lock=True)
-    project_keys.revoke(row)
+    project_keys.revoke(session, row)
     return ProjectKeyDeleted(id=row.id)
 
 

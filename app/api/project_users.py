@@ -68,11 +68,8 @@ async def modify_project_user(
 ) -> ProjectUserRead:
     """The role bounds all keys of the member in this project, from the next request on."""
     project = await projects.get(session, principal, project_id=project_id, lock=True)
-    projects.require_active(project)
-    member = await users.member(session, principal, project, user_id=user_id)
-    if body.role is not None:
-        member.row.role = Role(body.role)
-    return _read(member)
+    role = None if body.role is None else Role(body.role)
+    return _read(await users.change_member(session, principal, project, user_id=user_id, role=role))
 
 
 @router.delete("/{user_id}")

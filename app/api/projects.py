@@ -37,7 +37,7 @@ async def retrieve_project(project_id: str, principal: Caller, session: ReadSess
 async def modify_project(project_id: str, body: ProjectUpdate, principal: Caller, session: WriteSession) -> ProjectRead:
     project = await projects.get(session, principal, project_id=project_id, lock=True)
     if body.name is not None:
-        projects.rename(project, name=body.name)
+        projects.rename(session, project, name=body.name)
     return read(project)
 
 

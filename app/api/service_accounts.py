@@ -22,7 +22,7 @@ from app.schemas.organization import (
     ServiceAccountUpdate,
     chosen,
 )
-from app.services import names, project_keys, projects, service_accounts
+from app.services import project_keys, projects, service_accounts
 
 router = APIRouter(
     prefix="/v1/organization/projects/{project_id}/service_accounts",
@@ -78,12 +78,8 @@ async def modify_project_service_account(
     project_id: str, service_account_id: str, body: ServiceAccountUpdate, principal: Caller, session: WriteSession
 ) -> ServiceAccountRead:
     project = await projects.get(session, principal, project_id=project_id, lock=True)
-    projects.require_active(project)
-    account = await service_accounts.get(session, project, account_id=service_account_id)
-    if body.name is not None:
-        account.name = names.require(body.name)
-    if body.role is not None:
-        account.role = Role(body.role)
+    role = None if body.role is None else Role(body.role)
+    account = await service_accounts.update(session, project, account_id=service_account_id, name=body.name, role=role)
     return _read(account)
 
 

@@ -43,9 +43,8 @@ async def retrieve_user(user_id: str, principal: Caller, session: ReadSession) -
 
 @router.post("/{user_id}")
 async def modify_user(user_id: str, body: UserUpdate, principal: Caller, session: WriteSession) -> UserRead:
-    user = await users.get(session, principal, user_id=user_id, lock=True)
-    if body.role is not None:
-        user.role = Role(body.role)
+    role = None if body.role is None else Role(body.role)
+    user = await users.change_role(session, principal, user_id=user_id, role=role)
     (known,) = await users.known(session, principal, [user])
     return _read(known)
 

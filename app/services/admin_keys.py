@@ -6,11 +6,12 @@ from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import ADMIN_KEY_PREFIX, Principal, hash_key, key_hint, new_key
+from app.db.audit_models import Action
 from app.db.queries import of_organization
 from app.db.tenancy_models import AdminApiKey
 from app.errors import NotFound
 from app.ids import new_id, utc_now
-from app.services import lookup, names
+from app.services import audit, lookup, names
 
 
 async def issue(
@@ -29,6 +30,7 @@ async def issue(
     )
     session.add(row)
     await session.flush()
+    audit.record(session, None, Action.API_KEY_CREATED, row.id, organization_id=row.organization_id)
     return row, key
 
 
@@ -53,8 +55,10 @@ async def get(session: AsyncSession, principal: Principal, *, key_id: str) -> Ad
     return found
 
 
-def revoke(row: AdminApiKey) -> None:
-    row.revoked_at = row.revoked_at or utc_now()
+def revoke(session: AsyncSession, row: AdminApiKey) -> None:
+    if row.revoked_at is None:
+        row.revoked_at = utc_now()
+        audit.record(session, None, Action.API_KEY_DELETED, row.id, organization_id=row.organization_id)
 
 
 def _good(principal: Principal) -> Select[AdminApiKey]:

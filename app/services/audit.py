@@ -46,14 +46,16 @@ def record(
     target_id: str | None,
     *,
     project_id: str | None = None,
+    organization_id: str | None = None,
     **details: Any,
 ) -> None:
     """Note in the caller's transaction that `principal` has done this.
 
     None is whoever asks, or else the command line, a worker or the server itself. The entry belongs to the
-    principal's project, or to that of `project_id`. Details are ids and plain words.
+    principal's project, or to that of `project_id`, or to an organization alone. Details are ids and plain words.
     """
-    session.add(AuditEntry(**entry(principal, action, target_id, project_id=project_id, **details)))
+    whose = {"project_id": project_id, "organization_id": organization_id}
+    session.add(AuditEntry(**entry(principal, action, target_id, **whose, **details)))
 
 
 def entry(
@@ -62,17 +64,17 @@ def entry(
     target_id: str | None,
     *,
     project_id: str | None = None,
+    organization_id: Any = None,
     outcome: str = "succeeded",
     **details: Any,
 ) -> dict[str, Any]:
     """The columns of an entry, as of now."""
     principal = principal or caller.get()
     whence = origin.get()
-    organization_id: Any = principal.organization_id if principal else None
-    if project_id is None and principal is not None:
-        project_id = principal.project_id or None
-    elif project_id is not None and (principal is None or principal.project_id != project_id):
+    if project_id is not None and (principal is None or principal.project_id != project_id):
         organization_id = organization_of(project_id)
+    elif organization_id is None and principal is not None:
+        project_id, organization_id = principal.project_id or None, principal.organization_id
     return {
         "id": new_id("audit_log-"),
         "effective_at": utc_now(),

@@ -3,11 +3,12 @@
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
+from app.db.audit_models import Action
 from app.db.models import Organization
 from app.db.queries import alone, server_rows
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
-from app.services import keys, lookup, names
+from app.services import audit, keys, lookup, names
 
 
 def administrator(organization: Organization, *, key_id: str = "") -> Principal:
@@ -23,6 +24,7 @@ async def create(session: AsyncSession, *, name: str) -> Organization:
         raise InvalidRequest(f"There is an organization '{name}' already.", param="name", code="organization_exists")
     made = Organization(id=new_id("org-"), name=name, created_at=utc_now())
     session.add(made)
+    audit.record(session, None, Action.ORGANIZATION_CREATED, made.id, organization_id=made.id)
     await session.flush()
     return made
 
@@ -58,3 +60,5 @@ async def set_disabled(session: AsyncSession, organization: Organization, *, is_
         raise InvalidRequest("The server's own organization cannot be disabled: its keys are the operator's.")
     if is_disabled != (organization.disabled_at is not None):
         organization.disabled_at = utc_now() if is_disabled else None
+        action = Action.ORGANIZATION_DISABLED if is_disabled else Action.ORGANIZATION_ENABLED
+        audit.record(session, None, action, organization.id, organization_id=organization.id)

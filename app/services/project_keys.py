@@ -8,12 +8,13 @@ from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal, Role, Scope, lesser, new_key, permissions
+from app.db.audit_models import Action
 from app.db.models import ApiKey, Project
 from app.db.queries import of_project, server_rows
 from app.db.tenancy_models import ProjectUser, ServiceAccount, User
 from app.errors import Forbidden, InvalidRequest, NotFound
 from app.ids import utc_now
-from app.services import keys, lookup, names, projects
+from app.services import audit, keys, lookup, names, projects
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,14 @@ async def update(
         row.scopes = None if scopes is None else list(scopes)
     if expires_in_seconds is not None:
         row.expires_at = utc_now() + timedelta(seconds=expires_in_seconds)
+    audit.record(session, None, Action.API_KEY_UPDATED, row.id, project_id=project.id)
 
 
-def revoke(row: ApiKey) -> None:
+def revoke(session: AsyncSession, row: ApiKey) -> None:
     """At once, for every process: each request reads the row."""
-    row.revoked_at = row.revoked_at or utc_now()
+    if row.revoked_at is None:
+        row.revoked_at = utc_now()
+        audit.record(session, None, Action.API_KEY_DELETED, row.id, project_id=row.project_id)
 
 
 async def revoke_all(
@@ -125,7 +129,7 @@ async def revoke_all(
     """Those of a member."""
     owner = ApiKey.user_id == user_id if user_id else ApiKey.service_account_id == service_account_id
     for row in await session.scalars(_good(project).where(owner).with_for_update()):
-        revoke(row)
+        revoke(session, row)
 
 
 async def get_any(session: AsyncSession, *, key_id: str) -> ApiKey:

@@ -4,11 +4,12 @@ from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal
+from app.db.audit_models import Action
 from app.db.models import Project
 from app.db.queries import of_organization, server_rows
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
-from app.services import keys, lookup, names
+from app.services import audit, keys, lookup, names
 
 _ORDER = (Project.created_at, Project.id)
 
@@ -19,6 +20,7 @@ async def create(session: AsyncSession, *, organization_id: str, name: str) -> P
     )
     session.add(project)
     await session.flush()
+    _record(session, Action.PROJECT_CREATED, project)
     return project
 
 
@@ -62,15 +64,18 @@ async def named(session: AsyncSession, name: str) -> Project:
     return _required(several[0] if several else None, name)
 
 
-def rename(project: Project, *, name: str) -> None:
+def rename(session: AsyncSession, project: Project, *, name: str) -> None:
     require_active(project)
     project.name = names.require(name)
+    _record(session, Action.PROJECT_UPDATED, project)
 
 
 async def archive(session: AsyncSession, project: Project) -> None:
     """For good: none of its keys is good any more. What it holds stays, and runs go on."""
     await _require_not_default(session, project)
-    project.archived_at = project.archived_at or utc_now()
+    if project.archived_at is None:
+        project.archived_at = utc_now()
+        _record(session, Action.PROJECT_ARCHIVED, project)
 
 
 async def set_disabled(session: AsyncSession, project: Project, *, is_disabled: bool) -> None:
@@ -79,6 +84,7 @@ async def set_disabled(session: AsyncSession, project: Project, *, is_disabled: 
         await _require_not_default(session, project)
     if is_disabled != (project.disabled_at is not None):
         project.disabled_at = utc_now() if is_disabled else None
+        _record(session, Action.PROJECT_DISABLED if is_disabled else Action.PROJECT_ENABLED, project)
 
 
 def require_active(project: Project) -> None:
@@ -89,6 +95,10 @@ def require_active(project: Project) -> None:
 async def _require_not_default(session: AsyncSession, project: Project) -> None:
     if (await keys.default_project(session)).id == project.id:
         raise InvalidRequest("The server's default project must stay: its keys are the operator's.")
+
+
+def _record(session: AsyncSession, action: Action, project: Project) -> None:
+    audit.record(session, None, action, project.id, project_id=project.id)
 
 
 def _visible(principal: Principal) -> Select[Project]:

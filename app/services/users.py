@@ -8,12 +8,13 @@ from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth import Principal, Role
+from app.db.audit_models import Action
 from app.db.models import ApiKey, Project
 from app.db.queries import alone, of_organization, of_project, server_rows
 from app.db.tenancy_models import ProjectUser, User
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
-from app.services import lookup, names, project_keys, projects
+from app.services import audit, lookup, names, project_keys, projects
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ async def known(session: AsyncSession, principal: Principal, users: Iterable[Use
     return [Known(user, roles.get(user.id, []), last.get(user.id)) for user in users]
 
 
+async def change_role(session: AsyncSession, principal: Principal, *, user_id: str, role: Role | None) -> User:
+    """In the organization; None leaves it."""
+    user = await get(session, principal, user_id=user_id, lock=True)
+    if role is not None:
+        user.role = role
+        audit.record(session, None, Action.USER_UPDATED, user.id, organization_id=user.organization_id, role=role)
+    return user
+
+
 async def remove(session: AsyncSession, principal: Principal, *, user_id: str) -> User:
     """From the organization and all of its projects; the user's keys are good no more."""
     user = await get(session, principal, user_id=user_id, lock=True)
@@ -77,6 +87,7 @@ async def remove(session: AsyncSession, principal: Principal, *, user_id: str) -
     for project in list(await session.scalars(of_user.where(ProjectUser.user_id == user.id))):
         await remove_member(session, project, await member(session, principal, project, user_id=user.id))
     user.removed_at = utc_now()
+    audit.record(session, None, Action.USER_DELETED, user.id, organization_id=user.organization_id)
     return user
 
 
@@ -122,24 +133,41 @@ async def add_member(
     else:
         user = await get(session, principal, user_id=user_id or "")
     row = await session.scalar(of_project(ProjectUser, project.id).where(ProjectUser.user_id == user.id))
+    action = Action.MEMBER_UPDATED
     if row is None:
+        action = Action.MEMBER_ADDED
         row = ProjectUser(project_id=project.id, user_id=user.id, role=role, added_at=utc_now())
         session.add(row)
         await session.flush()
     row.role = role
+    audit.record(session, None, action, user.id, project_id=project.id, role=role)
     return Member(user, row)
+
+
+async def change_member(
+    session: AsyncSession, principal: Principal, project: Project, *, user_id: str, role: Role | None
+) -> Member:
+    """The role bounds all keys of the member in this project, from the next request on; None leaves it."""
+    projects.require_active(project)
+    found = await member(session, principal, project, user_id=user_id)
+    if role is not None:
+        found.row.role = role
+        audit.record(session, None, Action.MEMBER_UPDATED, user_id, project_id=project.id, role=role)
+    return found
 
 
 async def remove_member(session: AsyncSession, project: Project, gone: Member) -> None:
     """The keys that the user has in this project are good no more."""
     await project_keys.revoke_all(session, project, user_id=gone.user.id)
     await session.delete(gone.row)
+    audit.record(session, None, Action.MEMBER_REMOVED, gone.user.id, project_id=project.id)
 
 
 async def _of_email(session: AsyncSession, principal: Principal, *, email: str, name: str | None) -> User:
     """Who was removed comes back as the same user, with none of the keys."""
     await alone(session, f"users of {principal.organization_id}")
     user = await session.scalar(of_organization(User, principal).where(User.email == email))
+    is_known = user is not None and user.removed_at is None
     if user is None:
         user = User(
             id=new_id("user-"),
@@ -151,5 +179,7 @@ async def _of_email(session: AsyncSession, principal: Principal, *, email: str, 
         )
         session.add(user)
         await session.flush()
+    if not is_known:
+        audit.record(session, None, Action.USER_ADDED, user.id, organization_id=user.organization_id)
     user.removed_at = None
     return user

@@ -62,15 +62,12 @@ async def bootstrap(session: AsyncSession, *, api_key: str | None) -> str | None
 
     `api_key` is the operator's own key for the default project; it is added when it is not known yet.
     """
-    await alone(session, _DEFAULT)
-    project = await _default_project(session)
-    if project is not None:
-        if api_key is not None and not await _is_known(session, api_key):
+    project = await default_project(session)
+    if api_key is not None:
+        if not await _is_known(session, api_key):
             create(session, project_id=project.id, name="environment", key=api_key)
         return None
-    project = await create_project(session, name="default")
-    if api_key is not None:
-        create(session, project_id=project.id, name="environment", key=api_key)
+    if await session.scalar(server_rows(ApiKey).where(ApiKey.project_id == project.id).limit(1)) is not None:
         return None
     made = new_key()
     create(session, project_id=project.id, name="default", key=made)

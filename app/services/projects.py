@@ -15,6 +15,7 @@ _ORDER = (Project.created_at, Project.id)
 
 
 async def create(session: AsyncSession, *, organization_id: str, name: str) -> Project:
+    await keys.default_project(session)  # which is the oldest, and must not be this one
     project = Project(
         id=new_id("proj_"), organization_id=organization_id, name=names.require(name), created_at=utc_now()
     )

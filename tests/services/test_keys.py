@@ -14,7 +14,7 @@ from app.db.tenancy_models import AdminApiKey
 from app.errors import Unauthenticated
 from app.ids import utc_now
 from app.resources import Resources
-from app.services import keys
+from app.services import keys, organizations, projects
 from tests import factories
 
 
@@ -32,6 +32,19 @@ async def test_the_first_start_makes_a_project_and_a_key(resources: Resources) -
         row = (await session.scalars(server_rows(ApiKey))).one()
     assert (principal.project_id, principal.organization_id) == (project.id, organization.id)
     assert made not in (row.key_hash, row.hint)
+
+
+async def test_what_is_made_before_the_first_start_is_not_the_operators(resources: Resources) -> None:
+    async with resources.write() as session:
+        organization = await organizations.create(session, name="acme")
+        project = await projects.create(session, organization_id=organization.id, name="bots")
+        assert (await keys.default_project(session)).id != project.id
+        made = await keys.bootstrap(session, api_key=None)
+    assert made is not None
+    async with resources.read() as session:
+        principal = await keys.authenticate(session, made)
+        assert await keys.is_operator(session, principal)
+        assert principal.organization_id != organization.id
 
 
 async def test_an_operators_own_key_is_added_once(resources: Resources) -> None:

@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from app.db.queries import scoped
 from tests import factories
 from tests.api import sdk_methods
 from tests.backends import Backends
-from tests.conftest import Tenant, serve, tenant_of
+from tests.conftest import Served, Tenant, serve, tenant_of
 
 _DIRECTORY = Path(__file__).resolve().parents[1] / "node"
 
@@ -39,30 +41,36 @@ async def test_the_node_client_works(tenant: Tenant) -> None:
     assert job.status == JobStatus.CANCELLED
 
 
-async def test_every_method_of_the_node_client(backends: Backends, tmp_path_factory: pytest.TempPathFactory) -> None:
-    await install()
+@pytest.fixture
+def near_and_limited(backends: Backends, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
+    """A server that may call this machine, and one of a request a minute."""
     with ExitStack() as servers:
-        near, limited = (
-            servers.enter_context(contextmanager(serve)(made.settings(**settings)))
-            for made, settings in (
-                (backends.new(tmp_path_factory.mktemp("near") / "data"), {"outgoing_allowed_networks": "127.0.0.0/8"}),
-                (backends.new(tmp_path_factory.mktemp("limited") / "data"), {"requests_per_minute": 1}),
+        chosen: list[dict[str, Any]] = [{"outgoing_allowed_networks": "127.0.0.0/8"}, {"requests_per_minute": 1}]
+        yield [
+            servers.enter_context(
+                contextmanager(serve)(backends.new(tmp_path_factory.mktemp("made") / "data").settings(**settings))
             )
-        )
-        async with tenant_of(near) as tenant, tenant_of(limited) as hurried:
-            there = await sdk_methods.scene(tenant.resources, tenant.principal, receiver="")
-            environment = {
-                "OPENAI_BASE_URL": f"{tenant.url}/v1",
-                "OPENAI_API_KEY": tenant.key,
-                "HONE_JOB": there.done,
-                "HONE_QUEUED": there.queued,
-                "HONE_MODEL": there.model,
-                "HONE_BASE": factories.BASE_MODEL,
-                "HONE_PROJECT": there.project,
-                "HONE_LIMITED_URL": f"{hurried.url}/v1",
-                "HONE_LIMITED_KEY": hurried.key,
-            }
-            output = await run("node", "every-method.mjs", environment=environment)
+            for settings in chosen
+        ]
+
+
+async def test_every_method_of_the_node_client(near_and_limited: list[Served]) -> None:
+    await install()
+    near, limited = near_and_limited
+    async with tenant_of(near) as tenant, tenant_of(limited) as hurried:
+        there = await sdk_methods.scene(tenant.resources, tenant.principal, receiver="")
+        environment = {
+            "OPENAI_BASE_URL": f"{tenant.url}/v1",
+            "OPENAI_API_KEY": tenant.key,
+            "HONE_JOB": there.done,
+            "HONE_QUEUED": there.queued,
+            "HONE_MODEL": there.model,
+            "HONE_BASE": factories.BASE_MODEL,
+            "HONE_PROJECT": there.project,
+            "HONE_LIMITED_URL": f"{hurried.url}/v1",
+            "HONE_LIMITED_KEY": hurried.key,
+        }
+        output = await run("node", "every-method.mjs", environment=environment)
     assert json.loads(output.splitlines()[-1])["methods"] > 30
 
 

@@ -33,6 +33,7 @@ schema.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.N
 schema.config.generation.allow_extra_parameters = False  # parameters that we do not know are ignored, as at OpenAI
 # A schema cannot say which files are in the project, or which model may be named: what it allows may be refused.
 schema.config.checks.positive_data_acceptance.expected_statuses.append("400")
+schema.config.checks.negative_data_rejection.expected_statuses.append("413")  # a list too long may be a body too long
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,8 @@ def measure(name: str, shape_names: list[str], device: Device, *, tiny: bool) ->
             max_sequence_tokens=shape.longest,
             optimizer=runs.OPTIMIZER,
         )
-        chosen = execution.choose(
-            spec,
-            geometry,
-            form=execution.Form(device, "bfloat16", None),
-            threads=torch.get_num_threads(),
-            base_is_loaded=True,
-        )
+        form = execution.Form(device, "bfloat16", None)
+        chosen = execution.choose(spec, geometry, form=form, threads=torch.get_num_threads(), base_is_loaded=True)
         memory.free()
         reset_peak(device)
         events = _carry_out(model, config, spec, chosen, data)

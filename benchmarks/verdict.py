@@ -46,8 +46,10 @@ def hold(given: Contest, data: Sequence[Any], tokens: Sequence[int]) -> dict[str
         contest.prepare(directory, given, data)
         with contest.contestants(directory, given) as systems:
             for number, rows in enumerate(contest.steps_of(directory)):
-                order: list[System] = [system for system in ORDERS[number % 2] if system in systems]
-                turns: dict[System, Turn] = {system: systems[system].take_turn() for system in order}
+                order = ORDERS[number % 2]
+                turns: dict[System, Turn] = {
+                    system: systems[system].take_turn() for system in order if system in systems
+                }
                 losses = [turn.loss for turn in turns.values()]
                 assert max(losses) - min(losses) <= tolerance, {system: turn.loss for system, turn in turns.items()}
                 rounds.append(turns)

@@ -34,4 +34,4 @@ def settings_of(data: Path | None, **options: str | int | None) -> Settings:
 
 def _variable(place: tuple[int | str, ...]) -> list[str]:
     """The name of the setting at fault; none where several do not fit together."""
-    return [f"HONE_{str(place[0]).upper()}"] if place else []
+    return [".".join([f"HONE_{str(place[0]).upper()}", *(str(part) for part in place[1:])])] if place else []

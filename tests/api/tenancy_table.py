@@ -133,6 +133,12 @@ CASES = {
     "create_admin_api_key": Case("organization.write"),
     "retrieve_admin_api_key": Case("organization.read", {"key_id": "admin key"}),
     "delete_admin_api_key": Case("organization.write", {"key_id": "admin key"}),
+    "list_fine_tuning_usage": Case(
+        _READ, asks=(Ask("project", query={"project_ids[]": ID, "start_time": "1700000000"}),)
+    ),
+    "list_costs": Case(_READ, asks=(Ask("project", query={"project_ids[]": ID, "start_time": "1700000000"}),)),
+    "list_audit_logs": Case(_READ, lists="audit entry", asks=(Ask("project", query={"project_ids[]": ID}),)),
+    "export_audit_logs": Case(_READ, asks=(Ask("project", query={"project_ids[]": ID}),)),
     "list_workers": Case("server.read"),
     "drain_worker": Case("server.write", {"worker_id": "worker"}),
     "list_organizations": Case("server.read", lists="organization"),

@@ -5,13 +5,14 @@ import re
 from dataclasses import dataclass
 
 from app.auth import Principal, Role
+from app.db.audit_models import Action, AuditEntry
 from app.db.models import CheckpointPermission, Event, Upload, UploadPart
 from app.db.queries import scoped, server_rows
 from app.db.tenancy_models import AdminApiKey
 from app.db.webhook_models import WebhookDelivery
 from app.ids import new_id, utc_now
 from app.resources import Resources
-from app.services import organizations, project_keys, projects, service_accounts, users
+from app.services import audit, organizations, project_keys, projects, service_accounts, users
 from app.storage import keys as storage_keys
 from tests import factories
 
@@ -94,7 +95,16 @@ async def _rows(
         )
         event = (await session.scalars(scoped(Event, principal))).first()
         assert event is not None
-    return {"upload": upload, "part": part, "permission": permission.id, "delivery": delivery.id, "event": event.id}
+        entry = AuditEntry(**audit.entry(principal, Action.FILE_CREATED, "file-x"))
+        session.add(entry)
+    return {
+        "upload": upload,
+        "part": part,
+        "permission": permission.id,
+        "delivery": delivery.id,
+        "event": event.id,
+        "audit entry": entry.id,
+    }
 
 
 async def _people(resources: Resources, principal: Principal) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`hone`, as an operator uses it."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -153,3 +154,14 @@ def test_a_taken_port_is_told(server: Process, install: Callable[..., Installati
     refused = install().hone("serve", "--port", server.url.rpartition(":")[2])
     assert refused.returncode == 1
     assert "choose another with --port" in refused.stdout
+
+
+def test_the_audit_log_is_exported_with_what_was_done_at_the_command_line(install: Callable[..., Installation]) -> None:
+    installation = install()
+    installation.hone("models", "alias", "another", BASE)
+    lines = [json.loads(line) for line in installation.hone("audit", "export").stdout.splitlines()]
+    (done,) = [line for line in lines if line["type"] == "model_alias.created"]
+    assert done["model_alias.created"] == {"id": "another", "base_model": BASE}
+    assert (done["hone"]["actor"], done["actor"]) == ("cli", None)
+    assert lines[-1]["type"] == "audit_log.exported"
+    assert installation.hone("audit", "export", "--since", "2999-01-01").stdout == ""

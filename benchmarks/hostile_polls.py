@@ -52,7 +52,7 @@ def measure(site: Site, bases: Path, *, seconds: float, left_out: Collection[str
     with installation.serving("--api-only") as api:
         job = _a_job(api)  # there is no worker yet: it stays as it is
         with _polling(api, job) as quiet:
-            time.sleep(seconds)
+            time.sleep(max(seconds, 1))
         with installation.working("--cpu"), _polling(api, job) as attacked:
             command = [sys.executable, "-m", "benchmarks.hostile_attacks", api.url, KEY, str(seconds), *left_out]
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 600)

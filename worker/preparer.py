@@ -46,7 +46,8 @@ class Preparer:
             return PrepareReport.model_validate_json(report.read_bytes())
         tail = self._log_path.read_text(encoding="utf-8", errors="replace")[-_LOG_CHARACTERS:]
         _log.error("checking files ended with code %s and no report:\n%s", child.returncode, tail)
-        if child.returncode == -signal.SIGXCPU or "MemoryError" in tail:
+        # Libraries that are not Python's abort where there is no memory.
+        if child.returncode in (-signal.SIGXCPU, -signal.SIGABRT) or "MemoryError" in tail:
             message = "The files could not be checked within this server's limits of time and memory for it."
             raise TrainError("invalid_training_file", message, param="training_file")
         raise TrainError("internal_error", "The check of the files ended unexpectedly", blame=Blame.INTERNAL)

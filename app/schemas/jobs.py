@@ -4,7 +4,15 @@ import math
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from app.schemas import examples
@@ -91,15 +99,15 @@ class Method(Wire):
         )
 
 
-def _at_most_16(metadata: dict[str, str]) -> dict[str, str]:
-    if len(metadata) > 16:
+def _at_most_16(metadata: object) -> object:
+    if isinstance(metadata, dict) and len(metadata) > 16:
         raise PydanticCustomError("too_many_pairs", "expected at most 16 pairs")
     return metadata
 
 
 Metadata = Annotated[
     dict[Annotated[Text, StringConstraints(max_length=64)], Annotated[Text, StringConstraints(max_length=512)]],
-    AfterValidator(_at_most_16),
+    BeforeValidator(_at_most_16),  # before any of a hundred thousand pairs is looked at
     WithJsonSchema(
         {
             "type": "object",

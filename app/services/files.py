@@ -6,7 +6,9 @@ and object stay until the job has: what was accepted is carried out.
 
 import asyncio
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -27,6 +29,8 @@ from worker.data import rows
 
 _MAX_FILENAME_CHARACTERS = 255
 _SWEPT_AT_ONCE = 100
+# Threads of their own, and few: whoever sends lines that are slow to parse waits for others of the kind, not everybody.
+_checks = ThreadPoolExecutor(2, thread_name_prefix="check-file")
 _BATCH_LIFE = timedelta(days=30)  # as at OpenAI; all other files stay until they are deleted
 # On the wire a file for evaluations has this purpose, because strict clients know no `evals`.
 _WIRE_PURPOSES = {"evals": "user_data"}
@@ -51,7 +55,8 @@ def check_name(filename: str, *, purpose: str, param: str = "file") -> str:
 async def store(storage: Storage, file: BinaryIO, *, purpose: str, max_line_bytes: int) -> tuple[str, StoredObject]:
     """Check an uploaded file's content and put it in storage under a new file id. Raises InvalidRequest."""
     if purpose == "fine-tune":
-        refusal = await asyncio.to_thread(rows.check_jsonl, file, max_line_bytes=max_line_bytes)
+        check = partial(rows.check_jsonl, file, max_line_bytes=max_line_bytes)
+        refusal = await asyncio.get_running_loop().run_in_executor(_checks, check)
         if refusal is not None:
             raise InvalidRequest(refusal)
     file_id = new_id("file-")

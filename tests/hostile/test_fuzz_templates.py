@@ -125,7 +125,7 @@ def _tokenized(tokenizer: RowTokenizer, user: str, answer: str) -> Example | For
         parsed = parse_row(row)
     except FormatError as refused:
         return refused
-    (example,) = tokenizer.tokenize([parsed], max_sequence_tokens=4096)  # pyright: ignore[reportArgumentType]
+    (example,) = tokenizer.tokenize([parsed], max_sequence_tokens=4096)
     return example
 
 

@@ -66,6 +66,8 @@ def check_jsonl(file: BinaryIO, *, max_line_bytes: int) -> str | None:
         is_empty = False
         if isinstance(line, FormatError):
             return line.what if line.fault is Fault.FILE else f"{JSONL_SENTENCE} Line {number} {line.what}."
+        if not line.startswith(b"{"):  # no parser needed, which could take seconds for the longest lines
+            return f"{JSONL_SENTENCE} Line {number} is not a dictionary ({_hint(line)})."
         if not _is_dictionary(line):
             try:
                 parse_object(line)
@@ -138,20 +140,21 @@ def _text_problem(line: bytes) -> str | None:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
         return f"is not valid UTF-8 (byte {error.start + 1} of the line)"
-    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_too_deep(line):
         return f"is nested more than {MAX_DEPTH} levels deep"
     return None
 
 
-def _depth(line: bytes) -> int:
-    depth = deepest = 0
+def _is_too_deep(line: bytes) -> bool:
+    depth = 0
     for token in _BRACKETS_OUTSIDE_STRINGS.finditer(line):
         if token[0] in (b"[", b"{"):
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                return True
         elif token[0] in (b"]", b"}"):
             depth -= 1
-    return deepest
+    return False
 
 
 def _is_dictionary(line: bytes) -> bool:

@@ -36,6 +36,7 @@ _USER = {**_PROJECT, "user_id": "user"}
 _ACCOUNT = {**_PROJECT, "service_account_id": "account"}
 _KEY = {**_PROJECT, "api_key_id": "key"}
 _READ, _WRITE = "admin.read organization.read", "admin.write organization.write"
+_SINCE = {"start_time": "1700000000"}
 _TRAIN = {"model": "hone-tiny", "training_file": "<own file>"}
 
 CASES = {
@@ -136,7 +137,7 @@ CASES = {
     "list_fine_tuning_usage": Case(
         _READ, asks=(Ask("project", query={"project_ids[]": ID, "start_time": "1700000000"}),)
     ),
-    "list_costs": Case(_READ, asks=(Ask("project", query={"project_ids[]": ID, "start_time": "1700000000"}),)),
+    "list_costs": Case(_READ, asks=(Ask("project", query=_SINCE | {"project_ids[]": ID}),)),
     "list_audit_logs": Case(_READ, lists="audit entry", asks=(Ask("project", query={"project_ids[]": ID}),)),
     "export_audit_logs": Case(_READ, asks=(Ask("project", query={"project_ids[]": ID}),)),
     "list_workers": Case("server.read"),

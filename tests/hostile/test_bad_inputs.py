@@ -116,7 +116,10 @@ def check_text(text: str, sent: bytes) -> None:
 
 
 async def census(resources: Resources) -> dict[str, int]:
-    """How many rows each table has, and how many objects there are. The audit log tells of refused keys, a little later."""
+    """How many rows each table has, and how many objects there are.
+
+    But for the audit log, which tells of refused keys, a little later.
+    """
     counts = [
         select(literal(table.name), func.count()).select_from(table)
         for table in ALL_TABLES.sorted_tables

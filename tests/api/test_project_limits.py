@@ -198,3 +198,15 @@ async def test_what_jobs_write_is_counted_and_refused_to_nobody(
     assert (seen["files"]["used"], seen["files"]["left"]) == (2, 0)
     async with opened.read() as session:
         assert await quotas.used(session, tenant.principal.project_id, quotas.Limit.STORED_BYTES) == 180
+
+
+async def test_requests_are_counted_by_project_whatever_key_makes_them(
+    operator: httpx.AsyncClient, tenant: Tenant
+) -> None:
+    another = await tenant.openai()
+    await limit(operator, tenant, requests_per_minute=3)
+    for client in (tenant.client, another, tenant.client):
+        answer = await client.models.with_raw_response.list()
+        assert answer.headers["x-ratelimit-limit-requests"] == "3"
+    with pytest.raises(RateLimitError, match="'requests_per_minute' is 3, and 0 are left"):
+        await another.models.list()

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from app import adapter_import, adapter_merge, audit_cli, base_import, sealing, secrets_cli, server, tenancy_cli
+from app import (
+    adapter_import,
+    adapter_merge,
+    audit_cli,
+    base_import,
+    limits_cli,
+    sealing,
+    secrets_cli,
+    server,
+    tenancy_cli,
+)
 from app import doctor as health
 from app.api import admin
 from app.console import DataDirectory, console, settings_of
@@ -36,6 +46,7 @@ cli.add_typer(tenancy_cli.organizations_group, name="organizations")
 cli.add_typer(tenancy_cli.projects_group, name="projects")
 cli.add_typer(tenancy_cli.members_group, name="members")
 cli.add_typer(secrets_cli.secrets_group, name="secrets")
+cli.add_typer(limits_cli.limits_group, name="limits")
 cli.add_typer(audit_cli.audit_group, name="audit")
 
 _EXPECTED = (

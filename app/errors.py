@@ -56,6 +56,27 @@ class TooManyRequests(ApiError):
         super().__init__(message, code="rate_limit_exceeded", headers={**headers, **wait})
 
 
+class LimitReached(ApiError):
+    """Of things that end by themselves, though hardly soon: a client's own quick retries are for nothing."""
+
+    status = 429
+    type = "requests"
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 60) -> None:
+        headers = {"Retry-After": str(max(1, math.ceil(retry_after_seconds))), "x-should-retry": "false"}
+        super().__init__(message, code="rate_limit_exceeded", headers=headers)
+
+
+class QuotaUsedUp(ApiError):
+    """Only deleting something, the next month or the operator helps."""
+
+    status = 403
+    type = "insufficient_quota"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="insufficient_quota")
+
+
 class Unavailable(ApiError):
     """The server cannot answer now and will again; says when in `Retry-After`, and that trying again makes sense."""
 

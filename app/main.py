@@ -20,6 +20,7 @@ from app.api import (
     files,
     graders,
     jobs,
+    limit_settings,
     logs,
     model_aliases,
     models,
@@ -36,7 +37,6 @@ from app.api import (
     webhooks,
 )
 from app.api.key_uses import KeyUses
-from app.api.limits import Limiter
 from app.api.middleware import RequestContext
 from app.api.streams import Streams
 from app.api.trail import Trail
@@ -63,6 +63,7 @@ _RESOURCES = (
     users,
     admin_keys,
     admin,
+    limit_settings,
     organizations,
     usage,
     audit_logs,
@@ -82,7 +83,6 @@ def create_app(resources: Resources) -> FastAPI:
     app.state.trail = Trail(resources)
     app.state.stopping = asyncio.Event()  # set by whoever stops the server: answers without an end then end
     app.state.streams = Streams(resources.settings.streams_per_key)
-    app.state.limiter = Limiter(most) if (most := resources.settings.requests_per_minute) else None
     return app
 
 

@@ -107,8 +107,40 @@ class Settings(BaseSettings):
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,
-        description="Most requests of one API key in a minute, counted by each server process for itself; more are "
-        "answered with 429 and when to come again. Default: no limit.",
+        description="Most requests of one project in a minute, all its keys together; more are answered with 429 and "
+        "when to come again. Counted in Redis if there is one, else by each server process for itself. This and the "
+        "next eight hold for projects for which nothing else is set (`hone limits set`). Default: no limit.",
+    )
+    limit_upload_bytes: int | None = Field(
+        default=None, ge=0, description="Largest file that a project may upload, below the two limits above."
+    )
+    limit_upload_bytes_per_day: int | None = Field(
+        default=None, ge=0, description="Most bytes that a project may upload in a day (UTC), deleted ones included."
+    )
+    limit_stored_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Most bytes that a project may have in files, uploads under way, checkpoints and adapters.",
+    )
+    limit_files: int | None = Field(
+        default=None, ge=0, description="Most files that a project may have; uploads under way count, results too."
+    )
+    limit_queued_jobs: int | None = Field(
+        default=None, ge=0, description="Most jobs of a project that may wait; more are refused with 429."
+    )
+    limit_running_jobs: int | None = Field(
+        default=None, ge=0, description="Most jobs of a project that run at a time; more wait in the queue."
+    )
+    limit_gpu_seconds_per_month: int | None = Field(
+        default=None,
+        ge=0,
+        description="GPU seconds that a project's jobs may use in a month (UTC), as the usage API counts them. Beyond "
+        "it jobs are refused, and those that wait go on waiting.",
+    )
+    limit_trained_tokens_per_job: int | None = Field(
+        default=None,
+        ge=0,
+        description="Most tokens, times epochs, that one job may train on; it fails before its training otherwise.",
     )
     streams_per_key: int = Field(
         default=100,

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +12,7 @@ from sqlalchemy import select
 from app.auth import Principal, Role, hash_key, new_key
 from app.db.models import BaseModel, Checkpoint, File, FineTunedModel, Job, JobStatus, LogSegment, WorkerState
 from app.db.queries import server_rows
+from app.db.usage_models import Measure, UsageRecord
 from app.db.webhook_models import WebhookEndpoint
 from app.ids import new_id, utc_now
 from app.resources import Resources
@@ -292,3 +293,27 @@ def description(worker_id: str, **values: Any) -> Description:
         "unavailable_bases": {},
     }
     return Description(id=worker_id, **(usual | values))
+
+
+async def used(
+    resources: Resources,
+    principal: Principal,
+    day: datetime,
+    measure: Measure,
+    amount: int,
+    *,
+    model: str | None = BASE_MODEL,
+) -> None:
+    """A record of the ledger, as the end of a lease leaves it."""
+    async with resources.write() as session:
+        session.add(
+            UsageRecord(
+                id=new_id("usage_"),
+                project_id=principal.project_id,
+                organization_id=principal.organization_id,
+                day=day,
+                model=model,
+                measure=measure,
+                amount=amount,
+            )
+        )

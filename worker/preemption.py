@@ -8,7 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import leases
+from app.services import leases, quotas
 from worker.bases import Bases
 from worker.keeper import Keeper
 from worker.slot import Slot
@@ -33,9 +33,15 @@ async def _make_room(resources: Resources, keeper: Keeper, bases: Bases) -> None
     holds = {hold.lease: hold for hold in keeper.preemptible()}
     if not holds:
         return
-    options = {"pool": resources.settings.pool, "excluded_bases": bases.excluded()}
+    settings = resources.settings
     async with resources.write() as session:
-        lease = await leases.preempt(session, list(holds), **options)
+        lease = await leases.preempt(
+            session,
+            list(holds),
+            pool=settings.pool,
+            excluded_bases=bases.excluded(),
+            caps=quotas.caps(settings),
+        )
     if lease is not None:
         _log.info("job %s: makes room for a job of higher priority", lease.job_id)
         holds[lease].preempted.set()

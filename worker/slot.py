@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db.models import Job, JobStatus
 from app.errors import Unavailable
 from app.resources import Resources
-from app.services import leases
+from app.services import leases, quotas
 from app.services.leases import Lease
 from app.services.scheduling import LoadedBase
 from worker import workspace
@@ -174,6 +174,7 @@ class Slot:
                     excluded_bases=self._bases.excluded(),
                     excluded_jobs=self._avoided,
                     gpus=0 if self._device is None else 1,
+                    caps=quotas.caps(self._resources.settings),
                 )
         except (Unavailable, SQLAlchemyError, OSError):
             _log.warning("the database does not answer; work is looked for again in a second", exc_info=True)

@@ -19,7 +19,7 @@ from app.db.queries import of_project
 from app.errors import Unavailable
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
-from app.services import base_models, events, job_states, leases, waiting
+from app.services import base_models, events, job_states, leases, quotas, waiting
 from app.services.leases import Lease, LeaseLost
 from app.settings import Settings
 from app.storage import keys
@@ -157,7 +157,7 @@ async def _validate(resources: Resources, lease: Lease, job: Job, bases: Bases, 
             if facts is not None
         }
         spec = _resolve(job, base, report, extension, max_sequence_tokens)
-        await guarded.write(resources, lease, partial(_accept, spec, dataset, resources.settings.lease_seconds))
+        await guarded.write(resources, lease, partial(_accept, spec, dataset, resources.settings))
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -198,8 +198,11 @@ async def _store_tokens(
 
 
 async def _accept(
-    spec: TrainSpec, dataset: dict[str, Any], ttl: float, session: AsyncSession, job: Job, now: datetime
+    spec: TrainSpec, dataset: dict[str, Any], settings: Settings, session: AsyncSession, job: Job, now: datetime
 ) -> None:
+    tokens = spec.n_epochs * dataset["training"]["num_trained_tokens"]
+    if (refusal := await quotas.beyond_trained_tokens(session, job, settings, tokens)) is not None:
+        raise TrainError("trained_tokens_limit_exceeded", refusal, param="training_file")
     job.spec = json.loads(spec.model_dump_json())
     job.dataset = dataset
     job.hyperparameters = {
@@ -212,8 +215,12 @@ async def _accept(
         for warning in _warnings(part, counts, spec):
             events.add(session, job, warning, now=now, level="warn")
     job_states.move(session, job, JobStatus.QUEUED, message="Files validated, moving job to queued state", now=now)
-    if message := await waiting.reason(session, job, silent_seconds=ttl):
-        events.add(session, job, message, now=now, level="warn")
+    for message in (
+        await waiting.reason(session, job, silent_seconds=settings.lease_seconds),
+        await quotas.reason_to_wait(session, job, settings),
+    ):
+        if message is not None:
+            events.add(session, job, message, now=now, level="warn")
     job.crashes = 0
     leases.release(session, job)
 

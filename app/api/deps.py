@@ -10,11 +10,11 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError, PydanticUseDefault
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.api.limits import Limiter
+from app.api import limits
 from app.auth import Principal
 from app.errors import InvalidRequest, Unauthenticated
 from app.resources import Resources
-from app.services import audit, keys
+from app.services import audit, keys, quotas
 
 _NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
@@ -41,6 +41,7 @@ async def authenticate(
     try:
         async with resources.read() as session:
             principal = await keys.authenticate(session, key.strip())
+            most = (await quotas.of(session, principal.project_id, resources.settings)).requests_per_minute
         _require_selected(request, principal)
     except Unauthenticated as refusal:
         request.app.state.trail.login_failed(refusal.code or "invalid_api_key")
@@ -48,9 +49,9 @@ async def authenticate(
     audit.caller.set(principal)
     request.app.state.uses.note(principal)
     request.state.organization_id = principal.organization_id
-    limiter: Limiter | None = request.app.state.limiter
-    if limiter is not None:
-        request.state.allowance = limiter.take(principal.key_id)
+    if most is not None:
+        # An admin key's own, because it has no project.
+        request.state.allowance = await limits.take(resources.queue, principal.project_id or principal.key_id, most)
     return principal
 
 

@@ -1,5 +1,6 @@
 """/v1/files"""
 
+import os
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -14,11 +15,14 @@ from app.db.audit_models import Action
 from app.db.models import File
 from app.schemas import examples
 from app.schemas.files import FileCreate, FileDeleted, FileList, FileRead
-from app.services import files
+from app.services import files, quotas
+from app.services.objects import removed_if_refused
+from app.services.quotas import Limit
 from app.storage.base import StoredObject
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], dependencies=needs("files"), responses=access.RESPONSES)
 
+_COUNTED = (Limit.FILES, Limit.STORED_BYTES, Limit.UPLOAD_BYTES_PER_DAY)
 _UPLOAD_FORM: dict[str, Any] = {
     "type": "object",
     "required": ["file", "purpose"],
@@ -45,16 +49,24 @@ async def create_file(request: Request, principal: Caller, resources: Opened) ->
     """Upload a file. One for fine-tuning must be JSONL."""
     settings = resources.settings
     uploads = settings.data / "uploads"
+    async with resources.read() as session:
+        await quotas.require_left(session, principal.project_id, settings, *_COUNTED)
     async with multipart.receive(
         request, multipart.FILE, directory=uploads, max_file_bytes=settings.max_file_bytes
     ) as form:
         body = form.parse(FileCreate)
         filename = files.check_name(form.filename, purpose=body.purpose)
+        async with resources.read() as session:
+            await quotas.require_upload(session, principal.project_id, settings, form.file.seek(0, os.SEEK_END))
+        form.file.seek(0)
         file_id, stored = await files.store(
             resources.storage, form.file, purpose=body.purpose, max_line_bytes=settings.max_line_bytes
         )
-    async with resources.write() as session:
+    async with removed_if_refused(resources.storage, stored), resources.write() as session:
         file = await files.create(session, principal, file_id=file_id, stored=stored, filename=filename, body=body)
+        await quotas.count_uploaded(session, principal, stored.bytes)
+        added = dict(zip(_COUNTED, (1, stored.bytes, stored.bytes), strict=True))
+        await quotas.keep(session, principal.project_id, settings, added)
     return to_read(file)
 
 

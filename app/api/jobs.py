@@ -29,7 +29,8 @@ from app.schemas.jobs import (
     WandbIntegrationRead,
     WandbSettingsRead,
 )
-from app.services import integrations, jobs, retries
+from app.services import integrations, jobs, quotas, retries
+from app.services.quotas import Limit
 from app.settings import Settings
 
 router = APIRouter(
@@ -62,6 +63,9 @@ async def create_fine_tuning_job(
     )
     if is_known:
         response.headers["Idempotent-Replayed"] = "true"
+    else:
+        await quotas.require_left(session, principal.project_id, settings, Limit.GPU_SECONDS_PER_MONTH)
+        await quotas.keep(session, principal.project_id, settings, {Limit.QUEUED_JOBS: 1})
     return _read(job, settings)
 
 
@@ -126,7 +130,11 @@ async def resume_fine_tuning_job(
     fine_tuning_job_id: str, principal: Caller, session: WriteSession, resources: Opened
 ) -> JobRead:
     """Put a paused job back into the queue. It goes on exactly as if it had not been paused."""
+    job = await jobs.get(session, principal, job_id=fine_tuning_job_id, lock=True)
+    was_paused = job.status == JobStatus.PAUSED
     job = await jobs.resume(session, principal, job_id=fine_tuning_job_id)
+    if was_paused:
+        await quotas.keep(session, principal.project_id, resources.settings, {Limit.QUEUED_JOBS: 1})
     return _read(job, resources.settings)
 
 

@@ -1,16 +1,15 @@
-"""How many requests an API key may make in a minute: counted here, so by each server process for itself."""
+"""How many requests a project may make in a minute, all its keys together; the queue counts them."""
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.errors import TooManyRequests
+from app.queue.base import Queue
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a key has left, as OpenAI's headers tell it."""
+    """What a project has left, as OpenAI's headers tell it."""
 
     limit: int
     remaining: int
@@ -24,29 +23,22 @@ class Allowance:
         }
 
 
-class Limiter:
-    """A bucket for each key that asks, which holds a minute's requests and fills evenly."""
+async def take(queue: Queue, name: str, per_minute: int) -> Allowance:
+    """Count a request. Raises TooManyRequests, which counts nothing, so that who waits is served."""
+    level = await queue.take(name, per_minute)
+    per_second = per_minute / 60
+    if level < 1:
+        sentence = (
+            f"Rate limit reached: the project's limit 'requests_per_minute' is {per_minute}, and 0 are left. "
+            "Please try again later."
+        )
+        headers = _allowance(level, per_minute).headers()
+        raise TooManyRequests(sentence, retry_after_seconds=(1 - level) / per_second, headers=headers)
+    return _allowance(level - 1, per_minute)
 
-    def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit = per_minute
-        self._per_second = per_minute / 60
-        self._clock = clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # by key id: how full, and when
 
-    def take(self, key_id: str) -> Allowance:
-        """Count a request. Raises TooManyRequests, which counts nothing, so that who waits is served."""
-        now = self._clock()
-        level, since = self._buckets.get(key_id, (float(self._limit), now))
-        level = min(self._limit, level + (now - since) * self._per_second)
-        if level < 1:
-            sentence = f"Rate limit reached: {self._limit} requests a minute. Please try again later."
-            headers = self._allowance(level).headers()
-            raise TooManyRequests(sentence, retry_after_seconds=(1 - level) / self._per_second, headers=headers)
-        self._buckets[key_id] = (level - 1, now)
-        return self._allowance(level - 1)
-
-    def _allowance(self, level: float) -> Allowance:
-        return Allowance(self._limit, math.floor(level), (self._limit - level) / self._per_second)
+def _allowance(level: float, per_minute: int) -> Allowance:
+    return Allowance(per_minute, math.floor(level), (per_minute - level) * 60 / per_minute)
 
 
 def duration(seconds: float) -> str:

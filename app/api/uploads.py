@@ -1,8 +1,6 @@
 """/v1/uploads: large files, in parts that may arrive in parallel and in any order."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -16,13 +14,14 @@ from app.api.files import to_read as file_to_read
 from app.api.times import unix
 from app.auth import Principal
 from app.db.models import File, Upload, UploadStatus
-from app.errors import InvalidRequest, NotFound
+from app.errors import InvalidRequest
 from app.ids import new_id
 from app.resources import Resources
 from app.schemas.uploads import UploadComplete, UploadCreate, UploadPartRead, UploadRead
-from app.services import files, uploads
+from app.services import files, quotas, uploads
+from app.services.objects import removed_if_refused
+from app.services.quotas import Limit
 from app.storage import keys
-from app.storage.base import Storage, StoredObject
 
 router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], dependencies=needs("files"), responses=access.RESPONSES)
 
@@ -38,8 +37,12 @@ _completing: "WeakValueDictionary[str, asyncio.Lock]" = WeakValueDictionary()
 @router.post("")
 async def create_upload(body: UploadCreate, principal: Caller, session: WriteSession, resources: Opened) -> UploadRead:
     """Announce a file that will be sent in parts, within the next hour."""
-    most = resources.settings.max_upload_bytes
-    return _read(await uploads.create(session, principal, body=body, max_bytes=most))
+    settings = resources.settings
+    await quotas.require_upload(session, principal.project_id, settings, body.bytes)
+    upload = await uploads.create(session, principal, body=body, max_bytes=settings.max_upload_bytes)
+    added = {Limit.FILES: 1, Limit.STORED_BYTES: body.bytes}
+    await quotas.keep(session, principal.project_id, settings, added)
+    return _read(upload)
 
 
 @router.post(
@@ -56,13 +59,21 @@ async def add_upload_part(upload_id: str, request: Request, principal: Caller, r
     """Send a part of up to 64 MiB. Their order is told at the end."""
     async with resources.read() as session:
         await uploads.require_room(session, principal, upload_id=upload_id)
+        await quotas.require_left(session, principal.project_id, resources.settings, Limit.UPLOAD_BYTES_PER_DAY)
     part_id = new_id("part_")
     async with multipart.receive(
         request, multipart.PART, directory=_scratch(resources), max_file_bytes=uploads.MAX_PART_BYTES
     ) as form:
         stored = await resources.storage.put_file(keys.upload_part(upload_id, part_id), form.file)
-    async with _removed_if_refused(resources.storage, stored), resources.write() as session:
+    async with removed_if_refused(resources.storage, stored), resources.write() as session:
         part = await uploads.add_part(session, principal, upload_id=upload_id, part_id=part_id, stored=stored)
+        upload = await uploads.get(session, principal, upload_id=upload_id)
+        await quotas.count_uploaded(session, principal, stored.bytes)
+        added = {Limit.UPLOAD_BYTES_PER_DAY: stored.bytes}
+        # All up to the size of the upload was counted as stored when that was announced.
+        if (beyond := min(stored.bytes, upload.received_bytes - upload.bytes)) > 0:
+            added[Limit.STORED_BYTES] = beyond
+        await quotas.keep(session, principal.project_id, resources.settings, added)
     return UploadPartRead(id=part.id, created_at=unix(part.created_at), upload_id=part.upload_id)
 
 
@@ -101,21 +112,10 @@ async def _assemble(resources: Resources, principal: Principal, upload_id: str, 
         file_id, stored = await files.store(
             resources.storage, whole, purpose=upload.purpose, max_line_bytes=resources.settings.max_line_bytes
         )
-    async with _removed_if_refused(resources.storage, stored), resources.write() as session:
+    async with removed_if_refused(resources.storage, stored), resources.write() as session:
         upload = await uploads.complete(session, principal, upload_id=upload_id, file_id=file_id, stored=stored)
         file = await uploads.file_of(session, principal, upload)
     return _read(upload, file)
-
-
-@asynccontextmanager
-async def _removed_if_refused(storage: Storage, stored: StoredObject) -> AsyncIterator[None]:
-    """An object whose row is refused goes at once. After an outage nobody knows, and the sweep finds out."""
-    try:
-        yield
-    except (InvalidRequest, NotFound):
-        with suppress(OSError):
-            await storage.delete(stored.key)
-        raise
 
 
 def _scratch(resources: Resources) -> Path:

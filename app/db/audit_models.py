@@ -59,6 +59,7 @@ class Action(StrEnum):
     BASE_MODEL_CREATED = "base_model.created"
     ALIAS_CREATED = "model_alias.created"
     ALIAS_DELETED = "model_alias.deleted"
+    LIMITS_CHANGED = "project.limits.updated"
     WORKER_DRAINED = "worker.drained"
     AUDIT_LOG_EXPORTED = "audit_log.exported"
     AUDIT_LOG_PRUNED = "audit_log.pruned"

@@ -1,5 +1,5 @@
 """The only ways to begin a query: by project, by lease (app.services.leases and scheduling; webhook_deliveries and
-grader_runs have their own), or on a server table.
+grader_runs have their own; app.db.holdings has sums), or on a server table.
 
 `tests/unit/test_query_doors.py` finds any other.
 """

@@ -16,6 +16,7 @@ class Measure(StrEnum):
     CPU_MILLISECONDS = "cpu_milliseconds"
     TRAINED_TOKENS = "trained_tokens"
     STORED_BYTES = "stored_bytes"
+    UPLOADED_BYTES = "uploaded_bytes"  # counted for the limit of a day, and not shown
     JOBS_SUCCEEDED = "jobs_succeeded"
     JOBS_FAILED = "jobs_failed"
     JOBS_CANCELLED = "jobs_cancelled"

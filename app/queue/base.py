@@ -1,4 +1,7 @@
-"""Waking: a hint that there may be work. The database says what the work is; a lost wake costs a second."""
+"""What processes tell each other: wakes, which are a hint that there may be work, and how many requests have come.
+
+The database says what the work is; a lost wake costs a second.
+"""
 
 from typing import Protocol
 
@@ -21,6 +24,13 @@ class Queue(Protocol):
 
     def waiter(self, pool: str) -> Waiter:
         """Whoever holds it is woken when there may be work for `pool`, whichever process says so."""
+        ...
+
+    async def take(self, name: str, per_minute: int) -> float:
+        """Take one from a bucket that holds `per_minute` and fills evenly. Returns how full it was before.
+
+        If that is less than one, nothing was taken. Never raises; between processes as well as can be.
+        """
         ...
 
     async def problem(self) -> str | None:

@@ -1,12 +1,16 @@
 """Waking inside one process. Processes that share only a database find work by polling it."""
 
 import asyncio
+import time
 from collections import defaultdict
+from collections.abc import Callable
 
 
 class MemoryQueue:
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._waiters: defaultdict[str, set[MemoryWaiter]] = defaultdict(set)
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float]] = {}  # by name: how full, and when
 
     async def wake(self, pool: str) -> None:
         for waiter in self._waiters[pool]:
@@ -18,6 +22,14 @@ class MemoryQueue:
     def is_awaited(self, pool: str) -> bool:
         """Whether somebody waits at this moment: it would look at once."""
         return any(waiter.is_waiting for waiter in self._waiters[pool])
+
+    async def take(self, name: str, per_minute: int) -> float:
+        now = self._clock()
+        level, since = self._buckets.get(name, (float(per_minute), now))
+        level = min(float(per_minute), level + (now - since) * per_minute / 60)
+        if level >= 1:
+            self._buckets[name] = (level - 1, now)
+        return level
 
     async def problem(self) -> str | None:
         return None

@@ -1,4 +1,5 @@
 """Waking across processes: an arq job named `wake`, which says of a pool that it may have work and nothing else.
+And counting across processes: buckets that a script takes from.
 
 Redis holds no truth here. A wake that is lost, late or doubled only changes how soon somebody looks, so
 every failure is met in the same way: it is told once, and work is found by polling until Redis answers again.
@@ -11,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,7 +36,23 @@ _WAKE_SECONDS = 10.0  # a wake that nobody took by then is no news: slots look e
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 5.0
 _LAST_WORDS_SECONDS = 0.3
 _MOST_UNSENT = 100
+_COUNT_SECONDS = 0.05  # a request waits no longer for its number
 _FAILURES = (RedisError, OSError)
+# By Redis' own clock. After a minute without a request a bucket is full, which is what one that is gone is.
+_TAKE = """
+local bucket = redis.call('HMGET', KEYS[1], 'level', 'since')
+local time = redis.call('TIME')
+local now, most = time[1] + time[2] / 1000000, tonumber(ARGV[1])
+local level = most
+if bucket[1] then
+    level = math.min(most, bucket[1] + math.max(0, now - bucket[2]) * most / 60)
+end
+if level >= 1 then
+    redis.call('HSET', KEYS[1], 'level', level - 1, 'since', string.format('%.6f', now))
+    redis.call('PEXPIRE', KEYS[1], 61000)
+end
+return tostring(level)
+"""
 
 
 class RedisQueue:
@@ -46,6 +64,9 @@ class RedisQueue:
         self._unsent: asyncio.Queue[str] = asyncio.Queue(_MOST_UNSENT)
         self._sending = _Connection("waking other workers")
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._counting = _Connection("counting requests", meanwhile="each process counts for itself")
+        self._counter: _Counter | None = None
+        self._counter_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "RedisQueue":
         self._sender = asyncio.create_task(_persist(self._send, self._sending))
@@ -56,7 +77,8 @@ class RedisQueue:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ASK_SECONDS):
                     await self._unsent.join()
-        await _end({self._sender, *self._tasks.values()})
+        counting = {self._counter_task} if self._counter_task else set[asyncio.Task[None]]()
+        await _end({self._sender, *self._tasks.values(), *counting})
 
     async def wake(self, pool: str) -> None:
         await self._here.wake(pool)
@@ -69,6 +91,20 @@ class RedisQueue:
             self._tasks[pool] = asyncio.create_task(_persist(partial(self._hear, pool, connection), connection))
         return self._here.waiter(pool)
 
+    async def take(self, name: str, per_minute: int) -> float:
+        """While Redis is away or slow, this process counts for itself."""
+        if self._counter_task is None:
+            self._counter_task = asyncio.create_task(_persist(self._keep_counting, self._counting))
+        counter = self._counter
+        if counter is not None:
+            try:
+                async with asyncio.timeout(_COUNT_SECONDS):
+                    return float(await counter.redis.eval(_TAKE, 1, f"hone:requests:{name}", per_minute))
+            except (*_FAILURES, TimeoutError, ValueError) as error:
+                if not counter.failure.done():
+                    counter.failure.set_exception(error)
+        return await self._here.take(name, per_minute)
+
     async def problem(self) -> str | None:
         try:
             async with asyncio.timeout(_ASK_SECONDS), _open(self._url) as redis:
@@ -78,6 +114,17 @@ class RedisQueue:
         except _FAILURES as error:
             return str(error)
         return None
+
+    async def _keep_counting(self) -> None:
+        """Connects where no request waits for it. Ends by failing, as soon as a request has found that Redis does."""
+        async with _open(self._url) as redis:
+            await redis.ping()
+            self._counting.works()
+            self._counter = _Counter(redis, asyncio.get_running_loop().create_future())
+            try:
+                await self._counter.failure
+            finally:
+                self._counter = None
 
     async def _send(self) -> None:
         async with _open(self._url) as redis:
@@ -119,6 +166,12 @@ class RedisQueue:
                 await _end({*listener.tasks.values()})
 
 
+@dataclass(frozen=True)
+class _Counter:
+    redis: ArqRedis
+    failure: "asyncio.Future[None]"
+
+
 class _Listener(Worker):
     """Takes wakes only while somebody here waits for one: a busy worker leaves them to an idle one."""
 
@@ -142,8 +195,9 @@ class _Listener(Worker):
 class _Connection:
     """Whether one use of Redis works. A change is told once; pauses between attempts grow while it does not."""
 
-    def __init__(self, use: str) -> None:
+    def __init__(self, use: str, *, meanwhile: str = "work is found by polling") -> None:
         self._use = use
+        self._meanwhile = meanwhile
         self._failures = 0
 
     @property
@@ -162,9 +216,9 @@ class _Connection:
     def failed(self, error: Exception) -> None:
         self._failures += 1
         if self._failures == 1:
-            unforeseen = None if isinstance(error, _FAILURES) else error
-            text = "%s: Redis does not work (%s: %s); until it does, work is found by polling"
-            _log.warning(text, self._use, type(error).__name__, error, exc_info=unforeseen)
+            unforeseen = None if isinstance(error, (*_FAILURES, TimeoutError)) else error
+            text = "%s: Redis does not work (%s: %s); until it does, %s"
+            _log.warning(text, self._use, type(error).__name__, error, self._meanwhile, exc_info=unforeseen)
 
 
 async def _persist(use: Callable[[], Coroutine[Any, Any, None]], connection: _Connection) -> None:

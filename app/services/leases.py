@@ -8,11 +8,12 @@ from sqlalchemy import and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import after_commit
+from app.db.limit_models import ProjectLimits
 from app.db.models import Job, JobStatus
-from app.db.queries import database_now
+from app.db.queries import alone, database_now
 from app.queue.base import VALIDATION_POOL
 from app.services import events, job_states, metering, scheduling
-from app.services.scheduling import LoadedBase
+from app.services.scheduling import NO_CAPS, Caps, LoadedBase
 
 
 class LeaseLost(Exception):
@@ -39,18 +40,21 @@ async def claim(
     excluded_bases: Collection[str] = (),
     excluded_jobs: Collection[str] = (),
     gpus: int = 0,
+    caps: Caps = NO_CAPS,
 ) -> tuple[Lease, Job] | None:
     """Take the next free job in `status` (validating_files or queued), or return None.
 
     Which job is next is said in `app.services.scheduling`; `pool` limits the choice to one pool's jobs, `loaded`
     is the base model that the claimer has warm, and jobs on `excluded_bases` are left to others, as are
-    `excluded_jobs`. `gpus` is how many the claimer's slot has. A queued job becomes running in the same transaction.
-    Two claimers never get the same job: on PostgreSQL the rows being claimed are skipped, on SQLite a write session
-    has the database to itself.
+    `excluded_jobs`, and those of projects that are at their limits (`caps` are the defaults). `gpus` is how many the
+    claimer's slot has. A queued job becomes running in the same transaction. Two claimers never get the same job: on
+    PostgreSQL the rows being claimed are skipped, on SQLite a write session has the database to itself.
     """
     now = await database_now(session)
+    if status == JobStatus.QUEUED and await _running_is_limited(session, caps):
+        await alone(session, "claims of a limited number")  # two that count at once would both find room for one
     following = scheduling.next_job(
-        status, now=now, pool=pool, loaded=loaded, excluded_bases=excluded_bases, excluded_jobs=excluded_jobs
+        status, now=now, caps=caps, pool=pool, loaded=loaded, excluded_bases=excluded_bases, excluded_jobs=excluded_jobs
     )
     claimed = await session.scalar(
         update(Job)
@@ -76,14 +80,19 @@ async def claim(
 
 
 async def preempt(
-    session: AsyncSession, held: Sequence[Lease], *, pool: str, excluded_bases: Collection[str] = ()
+    session: AsyncSession,
+    held: Sequence[Lease],
+    *,
+    pool: str,
+    excluded_bases: Collection[str] = (),
+    caps: Caps = NO_CAPS,
 ) -> Lease | None:
     """Which of the `held` leases must make room for a job that waits, or None. The waiting job is marked as served.
 
     The holder stops that run at a checkpoint and hands the job back; its slot then claims what is most urgent.
     """
     now = await database_now(session)
-    query = scheduling.next_preemption(_any_of(held), now=now, pool=pool, excluded_bases=excluded_bases)
+    query = scheduling.next_preemption(_any_of(held), now=now, caps=caps, pool=pool, excluded_bases=excluded_bases)
     found = (await session.execute(query)).one_or_none()
     if found is None:
         return None
@@ -255,3 +264,10 @@ async def fences(session: AsyncSession, job_ids: Collection[str]) -> dict[str, i
 
 def _any_of(held: Iterable[Lease]):
     return or_(*(and_(Job.id == x.job_id, Job.fence == x.fence, Job.lease_owner == x.owner) for x in held))
+
+
+async def _running_is_limited(session: AsyncSession, caps: Caps) -> bool:
+    if caps.running_jobs is not None:
+        return True
+    own = select(ProjectLimits.project_id).where(ProjectLimits.running_jobs.is_not(None)).limit(1)
+    return await session.scalar(own) is not None

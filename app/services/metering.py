@@ -76,6 +76,11 @@ def readings(job: Job, *, until: datetime | None = None) -> Iterator[Reading]:
         begin = midnight
 
 
+def month_of(moment: datetime) -> datetime:
+    """Its first moment, in UTC."""
+    return day_of(moment).replace(day=1)
+
+
 def day_of(moment: datetime) -> datetime:
     """Its first moment, in UTC."""
     return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)

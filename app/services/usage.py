@@ -35,6 +35,7 @@ async def lines(
     found: defaultdict[tuple[datetime, str, str | None, Measure], int] = defaultdict(int)
     columns = (UsageRecord.day, UsageRecord.project_id, UsageRecord.model, UsageRecord.measure)
     query = overseen(UsageRecord, view).where(UsageRecord.day >= start, UsageRecord.day < end)
+    query = query.where(UsageRecord.measure != Measure.UPLOADED_BYTES)
     running = overseen(Job, view).where(Job.meter_started_at.is_not(None))
     if project_ids:
         query = query.where(UsageRecord.project_id.in_(project_ids))

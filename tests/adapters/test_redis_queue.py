@@ -279,3 +279,28 @@ def test_bad_urls_are_refused_and_not_shown(url: str) -> None:
 def test_settings_do_not_show_the_url() -> None:
     settings = Settings(redis_url=SecretStr("redis://:hunter2@localhost"))
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+async def counted_in_redis(queue: RedisQueue, server: RedisServer, name: str) -> None:
+    """Take until Redis has seen it: a process connects where no request waits for it."""
+    deadline = time.monotonic() + 15
+    with server.client() as client:
+        while not client.exists(f"hone:requests:{name}"):
+            assert time.monotonic() < deadline
+            await queue.take(name, 1000)
+            await asyncio.sleep(0.05)
+
+
+async def test_processes_count_requests_together_and_each_for_itself_while_redis_is_away(server: RedisServer) -> None:
+    async with opened(server.url) as one, opened(server.url) as other:
+        await counted_in_redis(one, server, "warm-one")
+        await counted_in_redis(other, server, "warm-other")
+        levels = [await queue.take("project-a", 6) for queue in (one, other, one, other, one, other, one, other)]
+        assert sum(level >= 1 for level in levels) == 6
+        server.freeze()
+        began = time.monotonic()
+        alone = [await one.take("project-a", 6) for _ in range(8)]
+        assert time.monotonic() - began < 2
+        assert sum(level >= 1 for level in alone) == 6
+        server.thaw()
+        await counted_in_redis(one, server, "again")

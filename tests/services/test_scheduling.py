@@ -1,5 +1,6 @@
 """Which job is next: priority, then fair share, then age with a bounded head start for a loaded base."""
 
+import asyncio
 import random
 from collections import Counter
 from datetime import datetime, timedelta
@@ -9,11 +10,12 @@ import pytest
 
 from app.auth import Principal
 from app.db.models import Job, JobStatus
+from app.db.usage_models import Measure
 from app.ids import utc_now
 from app.resources import Resources
-from app.services import leases
+from app.services import leases, metering, quotas
 from app.services.leases import Lease
-from app.services.scheduling import HEAD_START, PREEMPTION_PATIENCE, LoadedBase
+from app.services.scheduling import HEAD_START, PREEMPTION_PATIENCE, Caps, LoadedBase
 from tests import factories
 
 LOADED = LoadedBase(factories.BASE_MODEL, None)
@@ -177,8 +179,9 @@ def place(job: Job, running: list[Job], loaded: LoadedBase | None) -> tuple[int,
 
 
 async def preempt(resources: Resources, held: list[Lease], **options: Any) -> str | None:
+    chosen: dict[str, Any] = {"pool": "default"} | options
     async with resources.write() as session:
-        lease = await leases.preempt(session, held, **({"pool": "default"} | options))
+        lease = await leases.preempt(session, held, **chosen)
     return lease.job_id if lease else None
 
 
@@ -229,3 +232,92 @@ async def test_room_is_made_only_for_what_has_waited(resources: Resources, proje
     assert await preempt(resources, held) is None
     await add(resources, projects[1], priority=1)
     assert await preempt(resources, held) == held[0].job_id
+
+
+async def set_limits(resources: Resources, project: Principal, **values: int) -> None:
+    async with resources.write() as session:
+        await quotas.change(session, project.project_id, values)
+
+
+async def test_a_project_at_its_running_limit_waits_and_others_go_on(resources: Resources) -> None:
+    one, _ = await factories.project(resources)
+    other, _ = await factories.project(resources)
+    first = await add(resources, one, age=timedelta(hours=2))
+    second = await add(resources, one, age=timedelta(hours=1))
+    of_other = await add(resources, other)
+    await set_limits(resources, one, running_jobs=1)
+    assert await claimed_ids(resources) == [first.id, of_other.id]
+    await succeed(resources, await loaded_job(resources, first.id))
+    assert await claimed_ids(resources) == [second.id]
+
+
+async def test_the_default_holds_where_a_project_has_nothing_of_its_own(resources: Resources) -> None:
+    one, _ = await factories.project(resources)
+    other, _ = await factories.project(resources)
+    for project in (one, one, one, other, other):
+        await add(resources, project)
+    await set_limits(resources, one, running_jobs=2)
+    claimed = await claimed_ids(resources, caps=Caps(running_jobs=1))
+    assert len(claimed) == 3
+
+
+async def test_of_claims_at_once_no_more_run_than_may(resources: Resources) -> None:
+    project, _ = await factories.project(resources)
+    for _ in range(6):
+        await add(resources, project)
+    await set_limits(resources, project, running_jobs=2)
+    claimed = await asyncio.gather(*(claim(resources, owner=f"worker-{n}/0") for n in range(6)))
+    assert sum(job is not None for job in claimed) == 2
+
+
+async def test_gpu_seconds_used_up_hold_jobs_until_the_next_month_or_a_higher_limit(resources: Resources) -> None:
+    project, _ = await factories.project(resources)
+    await factories.used(resources, project, metering.month_of(utc_now()), Measure.GPU_MILLISECONDS, 60_000)
+    waiting = await add(resources, project)
+    await set_limits(resources, project, gpu_seconds_per_month=60)
+    assert await claimed_ids(resources) == []
+    async with resources.read() as session:
+        settings = resources.settings
+        why = await quotas.reason_to_wait(session, waiting, settings)
+    assert why is not None
+    assert "'gpu_seconds_per_month' is 60, and 60 are used" in why
+    await set_limits(resources, project, gpu_seconds_per_month=61)
+    assert await claimed_ids(resources) == [waiting.id]
+
+
+async def test_what_runs_counts_for_the_month_before_its_lease_ends(resources: Resources) -> None:
+    project, _ = await factories.project(resources)
+    now = utc_now()
+    long_ago = metering.month_of(now) - timedelta(days=10)
+    running = {"status": JobStatus.RUNNING, "claimed_from": JobStatus.QUEUED, "lease_owner": "worker-b/0"}
+    meter = {"meter_started_at": long_ago, "meter_seen_at": metering.month_of(now) + timedelta(seconds=50)}
+    await factories.job(resources, project, **running, **meter, meter_gpus=2)
+    await factories.job(resources, project, **running, **meter, meter_gpus=0)
+    waiting = await add(resources, project)
+    await set_limits(resources, project, gpu_seconds_per_month=100)
+    assert await claimed_ids(resources) == []
+    async with resources.read() as session:
+        assert await quotas.used(session, project.project_id, quotas.Limit.GPU_SECONDS_PER_MONTH) == 100
+    await set_limits(resources, project, gpu_seconds_per_month=101)
+    assert await claimed_ids(resources) == [waiting.id]
+
+
+async def test_a_job_of_a_project_at_its_limit_is_made_no_room_for(resources: Resources) -> None:
+    victim_of, _ = await factories.project(resources)
+    urgent_of, _ = await factories.project(resources)
+    await add(resources, victim_of, is_preemptible=True)
+    victim = await claim(resources)
+    assert victim is not None
+    await add(resources, urgent_of, priority=5)
+    await set_limits(resources, urgent_of, running_jobs=0)
+    lease = Lease(victim.id, "worker-a/0", victim.fence)
+    async with resources.write() as session:
+        assert await leases.preempt(session, [lease], pool=victim.pool) is None
+    await set_limits(resources, urgent_of, running_jobs=1)
+    async with resources.write() as session:
+        assert await leases.preempt(session, [lease], pool=victim.pool) == lease
+
+
+async def loaded_job(resources: Resources, job_id: str) -> Job:
+    async with resources.read() as session:
+        return await session.get_one(Job, job_id)

@@ -2,20 +2,21 @@
 
 import pytest
 
-from app.api.limits import Allowance, Limiter, duration
+from app.api.limits import Allowance, duration, take
 from app.errors import TooManyRequests
+from app.queue.memory import MemoryQueue
 
 
-def test_a_minutes_requests_may_come_at_once_and_then_as_the_bucket_fills() -> None:
+async def test_a_minutes_requests_may_come_at_once_and_then_as_the_bucket_fills() -> None:
     now = 0.0
-    limiter = Limiter(120, clock=lambda: now)
-    left = [limiter.take("key-a") for _ in range(120)]
+    queue = MemoryQueue(clock=lambda: now)
+    left = [await take(queue, "project-a", 120) for _ in range(120)]
     assert (left[0], left[-1]) == (Allowance(120, 119, 0.5), Allowance(120, 0, 60.0))
     for _ in range(2):
         with pytest.raises(TooManyRequests):
-            limiter.take("key-a")
+            await take(queue, "project-a", 120)
     with pytest.raises(TooManyRequests) as refused:
-        limiter.take("key-a")
+        await take(queue, "project-a", 120)
     assert refused.value.headers == {
         "x-ratelimit-limit-requests": "120",
         "x-ratelimit-remaining-requests": "0",
@@ -23,20 +24,20 @@ def test_a_minutes_requests_may_come_at_once_and_then_as_the_bucket_fills() -> N
         "Retry-After": "1",
         "x-should-retry": "true",
     }
-    assert limiter.take("key-b").remaining == 119
+    assert (await take(queue, "project-b", 120)).remaining == 119
     now = 0.5  # one has come in, whatever was refused meanwhile
-    assert limiter.take("key-a").remaining == 0
+    assert (await take(queue, "project-a", 120)).remaining == 0
     with pytest.raises(TooManyRequests):
-        limiter.take("key-a")
+        await take(queue, "project-a", 120)
     now = 1000.0
-    assert limiter.take("key-a").remaining == 119
+    assert (await take(queue, "project-a", 120)).remaining == 119
 
 
-def test_who_may_ask_once_a_minute_is_told_to_wait_for_one() -> None:
-    limiter = Limiter(1, clock=lambda: 0.0)
-    limiter.take("key-a")
+async def test_who_may_ask_once_a_minute_is_told_to_wait_for_one() -> None:
+    queue = MemoryQueue(clock=lambda: 0.0)
+    await take(queue, "project-a", 1)
     with pytest.raises(TooManyRequests) as refused:
-        limiter.take("key-a")
+        await take(queue, "project-a", 1)
     assert refused.value.headers["Retry-After"] == "60"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DOORS = {
+    "app/db/holdings.py",
     "app/db/queries.py",
     "app/services/grader_runs.py",
     "app/services/leases.py",

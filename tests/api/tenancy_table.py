@@ -157,6 +157,8 @@ CASES = {
     "modify_any_project": Case("server.write", _PROJECT, asks=(Ask("nothing", {"disabled": True}),)),
     "create_any_project_api_key": Case("server.write", _PROJECT, asks=(Ask("nothing", {"name": "mine"}),)),
     "delete_any_api_key": Case("server.write", {"api_key_id": "key"}),
+    "list_project_limits": Case("server.read", _PROJECT),
+    "change_project_limits": Case("server.write", _PROJECT, asks=(Ask("nothing", {"files": 5}),)),
     "list_model_aliases": Case("server.read"),
     "create_model_alias": Case("server.write"),
     "delete_model_alias": Case("server.write", {"alias": "alias"}),

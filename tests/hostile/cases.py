@@ -10,6 +10,7 @@ ANY: Any = object()
 JOBS = "/v1/fine_tuning/jobs"
 _CHUNK_BYTES = 1 << 16
 _SECONDS = 60
+_TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,23 @@ class Answer:
 
 
 async def send(url: str, request: bytes) -> Answer:
-    """The answer to a request, which may come before all of it is sent."""
+    """The answer to a request, which may come before all of it is sent.
+
+    What the server does not read any more it resets, and a client that is slow to read then loses the answer: such a
+    request is sent again.
+    """
+    received = b""
+    for _ in range(_TRIES):
+        if received := await _exchange(url, request):
+            break
+    head, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    assert first, "the connection was closed without an answer"
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return Answer(int(first.split()[1]), headers, body)
+
+
+async def _exchange(url: str, request: bytes) -> bytes:
     host, _, port = url.removeprefix("http://").partition(":")
     async with asyncio.timeout(_SECONDS):
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -87,11 +104,7 @@ async def send(url: str, request: bytes) -> Answer:
             await asyncio.gather(writing, return_exceptions=True)
             writer.close()
             await asyncio.gather(writer.wait_closed(), return_exceptions=True)
-    head, _, body = bytes(received).partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    assert first, "the connection was closed without an answer"
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return Answer(int(first.split()[1]), headers, body)
+    return bytes(received)
 
 
 def job(changes: Mapping[str, Any]) -> bytes:

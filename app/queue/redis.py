@@ -99,7 +99,8 @@ class RedisQueue:
         if counter is not None:
             try:
                 async with asyncio.timeout(_COUNT_SECONDS):
-                    return float(await counter.redis.eval(_TAKE, 1, f"hone:requests:{name}", per_minute))
+                    script: Any = counter.redis.eval(_TAKE, 1, f"hone:requests:{name}", str(per_minute))
+                    return float(await script)
             except (*_FAILURES, TimeoutError, ValueError) as error:
                 if not counter.failure.done():
                     counter.failure.set_exception(error)

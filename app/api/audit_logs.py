@@ -16,6 +16,7 @@ from app.api.trail import Trail
 from app.db.audit_models import Action, AuditEntry
 from app.db.queries import View
 from app.resources import Resources
+from app.schemas import admin_examples
 from app.schemas.audit_logs import Actor, ActorApiKey, AuditDetails, AuditLogList, AuditLogRead, AuditProject
 from app.services import audit, oversight
 from worker.contract.text import Text
@@ -78,7 +79,12 @@ async def list_audit_logs(
 @router.get(
     "/export",
     response_class=StreamingResponse,
-    responses={200: {"description": "One entry a line, oldest first.", "content": {"application/jsonl": {}}}},
+    responses={
+        200: {
+            "description": "One entry a line, oldest first.",
+            "content": {"application/jsonl": {"schema": {"type": "string"}, "example": admin_examples.AUDIT_EXPORT}},
+        }
+    },
 )
 async def export_audit_logs(
     wanted: Wanted, request: Request, principal: Caller, resources: Opened

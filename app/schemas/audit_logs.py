@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from app.schemas import admin_examples
 from app.schemas.common import Wire
 
 
@@ -49,6 +50,8 @@ class AuditLogRead(Wire):
 
 
 class AuditLogList(Wire):
+    model_config = admin_examples.AUDIT_LOG
+
     object: Literal["list"] = "list"
     data: list[AuditLogRead]
     first_id: str | None

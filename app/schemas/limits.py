@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from app.schemas import admin_examples
 from app.schemas.common import Wire
 
 _Most = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1)]
@@ -12,6 +13,8 @@ _AtLeastOne = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
 class LimitsChange(Wire):
     """What is left out stays as it is; null takes the server's default back."""
+
+    model_config = admin_examples.LIMITS_CHANGE
 
     requests_per_minute: _AtLeastOne | None = None
     upload_bytes: _Most | None = None
@@ -33,6 +36,8 @@ class LimitRead(Wire):
 
 
 class LimitsRead(Wire):
+    model_config = admin_examples.LIMITS
+
     object: Literal["project.limits"] = "project.limits"
     project_id: str
     requests_per_minute: LimitRead

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from app.auth import Scope
+from app.schemas import admin_examples
 from app.schemas.common import Wire
 from app.schemas.examples import shown
 from worker.contract.text import Text
@@ -64,6 +65,8 @@ class ProjectUpdate(Wire):
 
 
 class ProjectRead(Wire):
+    model_config = admin_examples.PROJECT
+
     id: str
     object: Literal["organization.project"] = "organization.project"
     name: str
@@ -73,6 +76,8 @@ class ProjectRead(Wire):
 
 
 class ProjectList(Page):
+    model_config = admin_examples.PROJECTS
+
     data: list[ProjectRead]
 
 
@@ -93,6 +98,8 @@ class UserUpdate(Wire):
 
 
 class UserRead(Wire):
+    model_config = admin_examples.USER
+
     id: str
     object: Literal["organization.user"] = "organization.user"
     name: str
@@ -104,10 +111,14 @@ class UserRead(Wire):
 
 
 class UserList(Page):
+    model_config = admin_examples.USERS
+
     data: list[UserRead]
 
 
 class UserDeleted(Wire):
+    model_config = admin_examples.USER_DELETED
+
     id: str
     object: Literal["organization.user.deleted"] = "organization.user.deleted"
     deleted: Literal[True] = True
@@ -127,6 +138,8 @@ class ProjectUserUpdate(Wire):
 
 
 class ProjectUserRead(Wire):
+    model_config = admin_examples.MEMBER
+
     id: str
     object: Literal["organization.project.user"] = "organization.project.user"
     name: str
@@ -136,10 +149,14 @@ class ProjectUserRead(Wire):
 
 
 class ProjectUserList(Page):
+    model_config = admin_examples.MEMBERS
+
     data: list[ProjectUserRead]
 
 
 class ProjectUserDeleted(Wire):
+    model_config = admin_examples.MEMBER_DELETED
+
     id: str
     object: Literal["organization.project.user.deleted"] = "organization.project.user.deleted"
     deleted: Literal[True] = True
@@ -166,6 +183,8 @@ class ServiceAccountKeyCreate(Wire):
 
 
 class ServiceAccountKey(Wire):
+    model_config = admin_examples.ACCOUNT_KEY
+
     id: str
     object: Literal["organization.project.service_account.api_key"] = "organization.project.service_account.api_key"
     name: str
@@ -175,6 +194,8 @@ class ServiceAccountKey(Wire):
 
 
 class ServiceAccountRead(Wire):
+    model_config = admin_examples.ACCOUNT
+
     id: str
     object: Literal["organization.project.service_account"] = "organization.project.service_account"
     name: str
@@ -183,14 +204,20 @@ class ServiceAccountRead(Wire):
 
 
 class ServiceAccountCreated(ServiceAccountRead):
+    model_config = admin_examples.ACCOUNT_CREATED
+
     api_key: ServiceAccountKey | None
 
 
 class ServiceAccountList(Page):
+    model_config = admin_examples.ACCOUNTS
+
     data: list[ServiceAccountRead]
 
 
 class ServiceAccountDeleted(Wire):
+    model_config = admin_examples.ACCOUNT_DELETED
+
     id: str
     object: Literal["organization.project.service_account.deleted"] = "organization.project.service_account.deleted"
     deleted: Literal[True] = True
@@ -243,6 +270,8 @@ class ProjectKeyUpdate(Wire):
 
 
 class ProjectKeyRead(Wire):
+    model_config = admin_examples.PROJECT_KEY
+
     id: str
     object: Literal["organization.project.api_key"] = "organization.project.api_key"
     name: str
@@ -256,14 +285,20 @@ class ProjectKeyRead(Wire):
 
 
 class ProjectKeyCreated(ProjectKeyRead):
+    model_config = admin_examples.PROJECT_KEY_CREATED
+
     value: str = Field(description="The key, which is shown this once.")
 
 
 class ProjectKeyList(Page):
+    model_config = admin_examples.PROJECT_KEYS
+
     data: list[ProjectKeyRead]
 
 
 class ProjectKeyDeleted(Wire):
+    model_config = admin_examples.PROJECT_KEY_DELETED
+
     id: str
     object: Literal["organization.project.api_key.deleted"] = "organization.project.api_key.deleted"
     deleted: Literal[True] = True
@@ -285,6 +320,8 @@ class AdminKeyCreate(Wire):
 
 
 class AdminKeyRead(Wire):
+    model_config = admin_examples.ADMIN_KEY
+
     id: str
     object: Literal["organization.admin_api_key"] = "organization.admin_api_key"
     name: str
@@ -296,14 +333,20 @@ class AdminKeyRead(Wire):
 
 
 class AdminKeyCreated(AdminKeyRead):
+    model_config = admin_examples.ADMIN_KEY_CREATED
+
     value: str = Field(description="The key, which is shown this once.")
 
 
 class AdminKeyList(Page):
+    model_config = admin_examples.ADMIN_KEYS
+
     data: list[AdminKeyRead]
 
 
 class AdminKeyDeleted(Wire):
+    model_config = admin_examples.ADMIN_KEY_DELETED
+
     id: str
     object: Literal["organization.admin_api_key.deleted"] = "organization.admin_api_key.deleted"
     deleted: Literal[True] = True
@@ -320,6 +363,8 @@ class Disabling(Wire):
 
 
 class OrganizationRead(Wire):
+    model_config = admin_examples.ORGANIZATION
+
     id: str
     object: Literal["organization"] = "organization"
     name: str
@@ -328,13 +373,19 @@ class OrganizationRead(Wire):
 
 
 class OrganizationList(Page):
+    model_config = admin_examples.ORGANIZATIONS
+
     data: list[OrganizationRead]
 
 
 class OperatorsProject(ProjectRead):
+    model_config = admin_examples.OPERATORS_PROJECT
+
     organization_id: str
     disabled_at: int | None
 
 
 class OperatorsProjectList(Page):
+    model_config = admin_examples.OPERATORS_PROJECTS
+
     data: list[OperatorsProject]

@@ -4,6 +4,7 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import Field
 
+from app.schemas import admin_examples
 from app.schemas.common import Wire
 
 Result = TypeVar("Result", bound=Wire)
@@ -57,8 +58,8 @@ class UsagePage(Wire, Generic[Result]):
 
 
 class FineTuningUsagePage(UsagePage[FineTuningUsage]):
-    pass
+    model_config = admin_examples.USAGE
 
 
 class CostsPage(UsagePage[CostsResult]):
-    pass
+    model_config = admin_examples.COSTS

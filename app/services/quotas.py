@@ -91,7 +91,7 @@ async def change(session: AsyncSession, project_id: str, changes: Mapping[str, i
     for name in NAMES:
         if name in changes:
             setattr(row, name, changes[name])
-    audit.record(session, None, Action.LIMITS_CHANGED, project_id, project_id=project_id, **changes)
+    audit.record(session, None, Action.LIMITS_CHANGED, project_id, project_id=project_id, **dict[str, Any](changes))
     await session.flush()
 
 

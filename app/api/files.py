@@ -65,7 +65,7 @@ async def create_file(request: Request, principal: Caller, resources: Opened) ->
     async with removed_if_refused(resources.storage, stored), resources.write() as session:
         file = await files.create(session, principal, file_id=file_id, stored=stored, filename=filename, body=body)
         await quotas.count_uploaded(session, principal, stored.bytes)
-        added = dict(zip(_COUNTED, (1, stored.bytes, stored.bytes), strict=True))
+        added: dict[Limit, int] = dict(zip(_COUNTED, (1, stored.bytes, stored.bytes), strict=True))
         await quotas.keep(session, principal.project_id, settings, added)
     return to_read(file)
 

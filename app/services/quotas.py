@@ -7,6 +7,7 @@ requests that would both take what is left, the second sees the first.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 

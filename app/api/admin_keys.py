@@ -55,7 +55,7 @@ async def retrieve_admin_api_key(key_id: str, principal: Caller, session: ReadSe
 @router.delete("/{key_id}")
 async def delete_admin_api_key(key_id: str, principal: Caller, session: WriteSession) -> AdminKeyDeleted:
     """Revoke an admin key: it is refused from now on."""
-    row = await admin_keys.get(session, principal, key_id=key_id)
+    row = await admin_keys.get(session, principal, key_id=key_id, lock=True)
     admin_keys.revoke(session, row)
     return AdminKeyDeleted(id=row.id)
 

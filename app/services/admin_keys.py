@@ -48,8 +48,9 @@ async def search(
     )
 
 
-async def get(session: AsyncSession, principal: Principal, *, key_id: str) -> AdminApiKey:
-    found = await lookup.find(session, _good(principal), AdminApiKey.id, key_id)
+async def get(session: AsyncSession, principal: Principal, *, key_id: str, lock: bool = False) -> AdminApiKey:
+    query = _good(principal)
+    found = await lookup.find(session, query.with_for_update() if lock else query, AdminApiKey.id, key_id)
     if found is None:
         raise NotFound(f"No admin API key found with id '{lookup.shown(key_id)}'.", code="admin_api_key_not_found")
     return found

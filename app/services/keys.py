@@ -96,6 +96,7 @@ async def create_project(session: AsyncSession, *, name: str, organization_id: s
         organization = Organization(id=new_id("org-"), name=name, created_at=now)
         session.add(organization)
         await session.flush()  # without relationships, the order of inserts is ours to keep
+        audit.record(session, None, Action.ORGANIZATION_CREATED, organization.id, organization_id=organization.id)
         organization_id = organization.id
     project = Project(id=new_id("proj_"), organization_id=organization_id, name=name, created_at=now)
     session.add(project)

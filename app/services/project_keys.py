@@ -133,8 +133,9 @@ async def revoke_all(
 
 
 async def get_any(session: AsyncSession, *, key_id: str) -> ApiKey:
-    """For the operator."""
-    found = await lookup.find(session, server_rows(ApiKey).where(ApiKey.revoked_at.is_(None)), ApiKey.id, key_id)
+    """For the operator, who is about to revoke it: nobody else does meanwhile."""
+    query = server_rows(ApiKey).where(ApiKey.revoked_at.is_(None)).with_for_update()
+    found = await lookup.find(session, query, ApiKey.id, key_id)
     if found is None:
         raise NotFound(f"There is no API key '{lookup.shown(key_id)}'.", code="api_key_not_found")
     return found

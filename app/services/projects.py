@@ -83,6 +83,7 @@ async def set_disabled(session: AsyncSession, project: Project, *, is_disabled: 
     """While it is disabled, none of its keys is good. Repeating it changes nothing."""
     if is_disabled:
         await _require_not_default(session, project)
+    await session.refresh(project, with_for_update=True)
     if is_disabled != (project.disabled_at is not None):
         project.disabled_at = utc_now() if is_disabled else None
         _record(session, Action.PROJECT_DISABLED if is_disabled else Action.PROJECT_ENABLED, project)

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -13,43 +12,19 @@ from sqlalchemy import select
 from app import main
 from app.db.audit_models import AuditEntry
 from app.db.models import JobStatus
-from app.resources import Resources, open_resources
+from app.resources import open_resources
 from app.services import keys, workers
 from tests import factories
+from tests.api import audited_tenancy
+from tests.api.audited import CALLS, Actors, writes
 from tests.backends import Backends
-from tests.conftest import Served, Tenant, serve, tenant_of
+from tests.conftest import Served, serve, tenant_of
 from tests.servers.receiver import receiving, says
 
+assert audited_tenancy  # its calls are in the table, too
 JOBS = "/v1/fine_tuning/jobs"
 # What is sent by POST and changes nothing, runs nothing and calls nobody.
 READING = {"validate_grader"}
-
-
-@dataclass(frozen=True)
-class Actors:
-    """`operator` is a client of the default project; `resources` those of the server."""
-
-    tenant: Tenant
-    http: httpx.AsyncClient
-    operator: httpx.AsyncClient
-
-    @property
-    def resources(self) -> Resources:
-        return self.tenant.resources
-
-
-Call = Callable[[Actors], Awaitable[httpx.Response]]
-CALLS: dict[str, tuple[str, Call]] = {}
-
-
-def writes(operation: str, action: str) -> Callable[[Call], Call]:
-    """A successful call of the operation, and the entry that it must leave."""
-
-    def add(call: Call) -> Call:
-        CALLS[operation] = (action, call)
-        return call
-
-    return add
 
 
 @writes("create_file", "file.created")
@@ -228,12 +203,13 @@ async def by(at_home: Served) -> AsyncIterator[Actors]:
     async with tenant_of(at_home) as tenant, open_resources(at_home.settings) as resources:
         async with resources.write() as session:
             key = await keys.add_to_default_project(session, name="operator")
-        headers = {"Authorization": f"Bearer {key}"}
-        async with (
-            tenant.http() as http,
-            httpx.AsyncClient(base_url=at_home.url, headers=headers, timeout=20) as operator,
-        ):
-            yield Actors(tenant, http, operator)
+        admin_key = await factories.admin_key(resources, tenant.principal)
+        async with tenant.http() as http, client(at_home, admin_key) as admin, client(at_home, key) as operator:
+            yield Actors(tenant, http, admin, operator)
+
+
+def client(served: Served, key: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=served.url, headers={"Authorization": f"Bearer {key}"}, timeout=20)
 
 
 def test_no_operation_that_writes_is_left_out() -> None:

@@ -1,11 +1,16 @@
-"""`make test`: everything on the embedded backends, then what touches a backend again on a production's servers.
+"""`make test`: everything on the embedded backends; beside it the faults, and then what touches a backend again, on a
+production's servers.
 
-The faults run beside all that: they wait for most of their time.
+The faults wait for most of their time, and most of the rest keeps one core busy: so there are two lanes.
 """
 
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO
+
+import pytest
 
 from tests.servers import required
 
@@ -26,29 +31,35 @@ def main() -> int:
     if missing:
         print(f"Only the embedded backends are tested: {missing} is not installed.", flush=True)
         return subprocess.run(_command("--backends=embedded", "tests"), check=False).returncode
-    with tempfile.TemporaryFile() as said:
-        faults = subprocess.Popen(_command(*_FAULTS), stdout=said, stderr=subprocess.STDOUT)
-        try:
-            failed = _run(*_EMBEDDED) or _run(*_PRODUCTION)
-        except BaseException:
-            faults.terminate()
-            raise
-        finally:
-            failed_in_faults = faults.wait()
-            _tell(*_FAULTS)
-            said.seek(0)
-            sys.stdout.buffer.write(said.read())
-            sys.stdout.flush()
-    return failed or failed_in_faults
+    with tempfile.TemporaryFile() as said, ThreadPoolExecutor(1) as beside:
+        lane = beside.submit(_run_all, (_FAULTS, _PRODUCTION), said)
+        failed = _run(_EMBEDDED, None)
+        print("The tests on a production's servers go on.", flush=True)
+        failed_beside = lane.result()
+        said.seek(0)
+        sys.stdout.buffer.write(said.read())
+        sys.stdout.flush()
+    return failed or failed_beside
 
 
-def _run(*arguments: str) -> int:
-    _tell(*arguments)
-    return subprocess.run(_command(*arguments), check=False).returncode
+def _run_all(legs: tuple[tuple[str, ...], ...], output: IO[bytes]) -> int:
+    failed = 0
+    for leg in legs:
+        status = _run(leg, output)
+        failed = failed or status
+        if status == pytest.ExitCode.INTERRUPTED:
+            break
+    return failed
 
 
-def _tell(*arguments: str) -> None:
-    print(f"pytest {' '.join(arguments)}", flush=True)
+def _run(leg: tuple[str, ...], output: IO[bytes] | None) -> int:
+    told = f"pytest {' '.join(leg)}\n"
+    if output is None:
+        print(told, end="", flush=True)
+    else:
+        output.write(told.encode())
+        output.flush()
+    return subprocess.run(_command(*leg), stdout=output, stderr=output and subprocess.STDOUT, check=False).returncode
 
 
 def _command(*arguments: str) -> list[str]:

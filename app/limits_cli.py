@@ -22,7 +22,7 @@ InProject = Annotated[str | None, typer.Option("--project", help="A name or an i
 @limits_group.command("show")
 def show(project: InProject = None, data: DataDirectory = None) -> None:
     """Show what a project may use, and what it uses now."""
-    _print(asyncio.run(_run(data, project, {})))
+    _print(_run(data, project, {}))
 
 
 @limits_group.command("set")
@@ -32,17 +32,21 @@ def change(
     data: DataDirectory = None,
 ) -> None:
     """Set some of a project's limits; they hold at once. `default` takes the server's default back."""
-    _print(asyncio.run(_run(data, project, _changes(limits))))
+    _print(_run(data, project, _changes(limits)))
 
 
-async def _run(data: Path | None, name: str | None, changes: dict[str, int | None]) -> LimitsRead:
+def _run(data: Path | None, name: str | None, changes: dict[str, int | None]) -> LimitsRead:
     settings = settings_of(data)
     migrations.require_current(settings.resolved_database_url)
-    async with open_resources(settings) as resources, resources.write() as session:
-        project = await keys.default_project(session) if name is None else await projects.named(session, name)
-        if changes:
-            await quotas.change(session, project.id, changes)
-        return await limit_settings.read(session, project.id, settings)
+
+    async def run() -> LimitsRead:
+        async with open_resources(settings) as resources, resources.write() as session:
+            project = await keys.default_project(session) if name is None else await projects.named(session, name)
+            if changes:
+                await quotas.change(session, project.id, changes)
+            return await limit_settings.read(session, project.id, settings)
+
+    return asyncio.run(run())
 
 
 def _print(read: LimitsRead) -> None:

@@ -107,6 +107,23 @@ def test_a_base_model_is_given_another_name(install: Callable[..., Installation]
     assert alias not in installation.hone("models", "list").stdout
 
 
+def test_limits_are_shown_set_and_taken_back(install: Callable[..., Installation]) -> None:
+    installation = install(limit_files="7")
+
+    def row(*command: str) -> list[str]:
+        shown = installation.hone("limits", *command)
+        assert shown.returncode == 0, shown.stdout + shown.stderr
+        return next(line.split() for line in shown.stdout.splitlines() if line.split()[:1] == ["files"])
+
+    assert row("show")[:3] == ["files", "7", "server"]
+    assert row("set", "files=3", "running_jobs=0")[:3] == ["files", "3", "project"]
+    assert row("set", "files=default")[:3] == ["files", "7", "server"]
+    for pair in ("files", "files=-1", "nothing=1", "requests_per_minute=0"):
+        refused = installation.hone("limits", "set", pair)
+        assert refused.returncode == 1
+        assert "Traceback" not in refused.stdout + refused.stderr
+
+
 def test_doctor_says_what_is_missing(tmp_path: Path, install: Callable[..., Installation]) -> None:
     empty = Installation(tmp_path / "empty").hone("doctor")
     assert empty.returncode == 1

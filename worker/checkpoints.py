@@ -55,6 +55,7 @@ async def restore(resources: Resources, job_id: str, directory: Path) -> Path | 
         if checkpoint.state_key is None or checkpoint.state_sha256 is None:
             continue
         target = directory / f"resume-{checkpoint.step}"
+        await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)  # of an attempt before, which wrote a part
         try:
             for part, key, sha256 in (
                 ("adapter", checkpoint.adapter_key, checkpoint.adapter_sha256),

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from app import sealing
 from app.db import migrations
 from app.db.models import JobStatus
 from app.db.queries import database_now, scoped
@@ -161,7 +162,7 @@ async def test_f25_the_database_is_away_when_the_receiver_answers(
     """What was answered is recorded when the database is back, and not sent again."""
     url = postgres_server.url("webhooks", port=way.port)
     places = {"data_directory": tmp_path, "database_url": url, "database_timeout_seconds": 1.0}
-    settings = Settings.model_validate(places | SETTINGS)
+    settings = Settings.model_validate(places | SETTINGS | {"secret_keys": sealing.new_key()})
 
     def fail_then_answer(handler: receiver.Handler) -> None:
         way.refuse()

@@ -92,7 +92,9 @@ class RedisQueue:
         return self._here.waiter(pool)
 
     async def take(self, name: str, per_minute: int) -> float:
-        """While Redis is away or slow, this process counts for itself."""
+        """This process counts for itself as well: while Redis is away or slow, and until it is connected, that is all
+        that is counted, and nobody has more at either change than was left.
+        """
         if self._counter_task is None:
             self._counter_task = asyncio.create_task(_persist(self._keep_counting, self._counting))
         counter = self._counter
@@ -100,7 +102,10 @@ class RedisQueue:
             try:
                 async with asyncio.timeout(_COUNT_SECONDS):
                     script: Any = counter.redis.eval(_TAKE, 1, f"hone:requests:{name}", str(per_minute))
-                    return float(await script)
+                    level = float(await script)
+                if level < 1:
+                    return level
+                return min(level, await self._here.take(name, per_minute))
             except (*_FAILURES, TimeoutError, ValueError) as error:
                 if not counter.failure.done():
                     counter.failure.set_exception(error)

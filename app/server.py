@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import resource
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ import uvicorn
 from rich.console import Console
 
 from app import base_import, environment, main, secret_upkeep
+from app.api import connections
 from app.errors import Unavailable
 from app.observability import redact
 from app.origin import Origin, origin
@@ -25,6 +27,7 @@ from app.storage.base import StorageRefused, StorageUnavailable
 
 TINY_MODEL = "hone-tiny"
 _GRACE_SECONDS = 5
+_OTHER_FILES = 512  # that a server holds open beside its connections: the database, storage, uploads, itself
 
 
 class CannotStart(Exception):
@@ -42,16 +45,8 @@ async def serve(settings: Settings, console: Console, *, with_worker: bool) -> i
         await _first_steps(resources, console, trains=trains)
         url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}"
         application = main.create_app(resources)
-        api = _Server(
-            uvicorn.Config(
-                application,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,  # whose word is taken is a setting of ours: see `app.api.origins`
-                timeout_graceful_shutdown=_GRACE_SECONDS,
-            )
-        )
+        most = _connections(settings.connections)
+        api = _Server(connections.config(application, most=most, lifespan="auto", grace_seconds=_GRACE_SECONDS))
         draining = _draining_at_signals(console)
         async with asyncio.TaskGroup() as tasks:
             answering = tasks.create_task(_stop_others_when_over(api.serve(sockets=[listener]), draining))
@@ -212,6 +207,17 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         place = f"{settings.host}:{settings.port}"
         raise CannotStart(f"cannot listen on {place} ({error.strerror}); choose another with --port.") from error
+
+
+def _connections(most: int) -> int:
+    """As many as are allowed and as there can be, each of which is a file to the system."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        most = min(most, max(soft - _OTHER_FILES, soft // 2))
+    return most
 
 
 def _shown_host(host: str) -> str:

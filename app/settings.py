@@ -104,6 +104,9 @@ class Settings(BaseSettings):
         description="Workers write `step_metrics.csv` as base64 text, which programs written for OpenAI may decode; "
         "files of jobs that have ended stay as they are.",
     )
+    connections: int = Field(
+        default=4096, ge=1, description="Most connections that one server process has open; more are answered with 503."
+    )
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,

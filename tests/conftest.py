@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from openai import AsyncOpenAI
 
+from app.api import connections
 from app.auth import Principal, Role
 from app.main import create_app
 from app.resources import Resources, open_resources
@@ -160,9 +161,7 @@ def serve(settings: Settings) -> Iterator[Served]:
 
     async def run() -> None:
         async with open_resources(settings) as opened:
-            config = uvicorn.Config(
-                create_app(opened), log_config=None, access_log=False, lifespan="off", proxy_headers=False
-            )
+            config = connections.config(create_app(opened), most=settings.connections, lifespan="off")
             server.append(uvicorn.Server(config))
             ready.set()
             await server[0].serve(sockets=[listener])

@@ -21,6 +21,7 @@ _access = logging.getLogger("app.access")
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_BODY_BYTES = 1 << 20
 _IDLE_SECONDS = 30.0
+_SLOWEST_BYTES_PER_SECOND = 1000
 _STREAMED = re.compile(r"/v1/(files|uploads/[^/]+/parts)")  # whose size is limited while they stream to disk
 
 
@@ -31,9 +32,8 @@ class HeadersTooLarge(ApiError):
 class RequestContext:
     """Plain ASGI, so that streamed bodies pass through untouched."""
 
-    def __init__(self, app: ASGIApp, *, idle_seconds: float = _IDLE_SECONDS) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._idle_seconds = idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,7 +66,7 @@ class RequestContext:
             if refusal := _refusal(scope):
                 await errors.respond(refusal)(scope, receive, send_with_headers)
             else:
-                await self._app(scope, _limited(scope, receive, self._idle_seconds), send_with_headers)
+                await self._app(scope, _limited(scope, receive), send_with_headers)
         except ClientDisconnect:
             _log.info("the client went away")
         except Exception:
@@ -78,17 +78,20 @@ class RequestContext:
             request_id.reset(token)
 
 
-def _limited(scope: Scope, receive: Receive, idle_seconds: float) -> Receive:
+def _limited(scope: Scope, receive: Receive) -> Receive:
     """A body may be neither endless nor endlessly slow. The exceptions are those that FastAPI lets through."""
-    received, is_complete = 0, False
+    received, waited_seconds, is_complete = 0, 0.0, False
 
     async def receive_within_limits() -> Message:
-        nonlocal received, is_complete
+        nonlocal received, waited_seconds, is_complete
+        left_seconds = _IDLE_SECONDS + received / _SLOWEST_BYTES_PER_SECOND - waited_seconds
+        began = time.perf_counter()
         try:
-            async with asyncio.timeout(None if is_complete else idle_seconds):
+            async with asyncio.timeout(None if is_complete else min(_IDLE_SECONDS, left_seconds)):
                 message = await receive()
         except TimeoutError as error:
             raise HTTPException(408, headers={"Connection": "close"}) from error
+        waited_seconds += time.perf_counter() - began  # for the client; while a piece is stored it cannot send
         if message["type"] == "http.request":
             received += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from starlette.types import Message, Scope
 
 from app import main, openapi
+from app.api import middleware
 from app.api.middleware import RequestContext
 from app.db import migrations
 from app.main import create_app
@@ -129,8 +130,9 @@ async def test_an_unforeseen_error_is_logged_once_and_names_the_request(
     assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
-async def test_a_body_that_stops_arriving_is_given_up(resources: Resources) -> None:
-    app = RequestContext(create_app(resources), idle_seconds=0.1)
+async def test_a_body_that_stops_arriving_is_given_up(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "_IDLE_SECONDS", 0.1)
+    app = RequestContext(create_app(resources))
 
     async def stalling() -> AsyncGenerator[bytes]:
         yield b'{"model": '

@@ -101,7 +101,7 @@ async def file(
     file_id: str | None = None,
 ) -> File:
     file_id = file_id or new_id("file-")
-    key = storage_key or storage_keys.uploaded_file(file_id)
+    key = storage_key or storage_keys.uploaded_file(principal.project_id, file_id)
     held = await stored(resources, key, jsonl() if content is None else content)
     row = File(
         id=file_id,
@@ -158,9 +158,9 @@ async def add_events(resources: Resources, job_id: str, count: int) -> None:
 async def checkpoint(
     resources: Resources, of: Job, *, step: int, adapter_key: str | None = None, model_name: str | None = None
 ) -> Checkpoint:
-    key = adapter_key or storage_keys.job_object(of.id, of.fence, f"adapter-{step}")
+    key = adapter_key or storage_keys.job_object(of.project_id, of.id, of.fence, f"adapter-{step}")
     adapter = await stored(resources, key, f"adapter at step {step}".encode())
-    state = await stored(resources, storage_keys.job_object(of.id, of.fence, f"state-{step}"), b"state")
+    state = await stored(resources, storage_keys.job_object(of.project_id, of.id, of.fence, f"state-{step}"), b"state")
     row = Checkpoint(
         id=new_id("ftckpt_"),
         project_id=of.project_id,
@@ -182,7 +182,7 @@ async def checkpoint(
 
 
 async def log_segment(resources: Resources, of: Job, *, number: int, text: bytes, fence: int = 1) -> None:
-    held = await stored(resources, storage_keys.job_object(of.id, fence, f"log/{number}"), text)
+    held = await stored(resources, storage_keys.job_object(of.project_id, of.id, fence, f"log/{number}"), text)
     row = LogSegment(
         project_id=of.project_id,
         job_id=of.id,
@@ -199,14 +199,14 @@ async def succeeded_job(resources: Resources, principal: Principal) -> tuple[Job
     """A finished job with a model and its result files, of which the second shares its object with the model."""
     await base_model(resources)
     job_id = new_id("ftjob-")
-    archive = storage_keys.job_object(job_id, 1, "adapter")
+    archive = storage_keys.job_object(principal.project_id, job_id, 1, "adapter")
     metrics = await file(
         resources,
         principal,
         content=b"step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,0.5,0.9,,\n",
         purpose="fine-tune-results",
         filename="step_metrics.csv",
-        storage_key=storage_keys.job_object(job_id, 1, "metrics"),
+        storage_key=storage_keys.job_object(principal.project_id, job_id, 1, "metrics"),
     )
     adapter = await file(
         resources,

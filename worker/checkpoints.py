@@ -17,7 +17,6 @@ from app.ids import new_id, random_text
 from app.resources import Resources
 from app.services import events, objects, retention
 from app.services.leases import Lease
-from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing, StoredObject
 from worker import guarded, step_records
 from worker.contract.errors import TrainError
@@ -30,7 +29,7 @@ async def upload_directory(resources: Resources, lease: Lease, directory: Path, 
     """Store a directory as one archive under the lease's fence; the local archive is removed."""
     packed = directory.with_name(f"{directory.name}.zip")
     await asyncio.to_thread(archive.pack, directory, packed)
-    stored = await resources.storage.put_file(keys.job_object(lease.job_id, lease.fence, name), packed)
+    stored = await resources.storage.put_file(lease.object_key(name), packed)
     await asyncio.to_thread(packed.unlink)
     return stored
 

@@ -12,7 +12,6 @@ from app.db.models import Job, LogSegment
 from app.observability import redact
 from app.resources import Resources
 from app.services.leases import Lease
-from app.storage import keys
 from app.storage.base import StoredObject
 from worker import guarded
 
@@ -34,7 +33,7 @@ class LogTail:
     async def flush(self, *, final: bool = False) -> None:
         while text := self._next(final):
             await asyncio.to_thread(self.scratch.write_bytes, text)
-            key = keys.job_object(self.lease.job_id, self.lease.fence, f"log/{self._number}")
+            key = self.lease.object_key(f"log/{self._number}")
             stored = await self.resources.storage.put_file(key, self.scratch)
             await guarded.write(self.resources, self.lease, partial(_register, self._number, stored))
             self._number += 1

@@ -16,7 +16,6 @@ from app.ids import new_id
 from app.resources import Resources
 from app.services import audit, events, job_states, leases
 from app.services.leases import Lease
-from app.storage import keys
 from app.storage.base import StoredObject
 from worker import checkpoints, guarded, step_records
 
@@ -37,7 +36,7 @@ async def succeed(resources: Resources, lease: Lease, *, adapter_directory: Path
     content = step_records.as_csv(metrics).encode()
     # Encoded here and not where it is served, so that size, hash and ranges are those of what is downloaded.
     table.write_bytes(base64.b64encode(content) if resources.settings.result_files_base64 else content)
-    stored = await resources.storage.put_file(keys.job_object(lease.job_id, lease.fence, "step_metrics.csv"), table)
+    stored = await resources.storage.put_file(lease.object_key("step_metrics.csv"), table)
     results = _Results(adapter, stored, last_step)
     await guarded.write(resources, lease, partial(_publish, results))
 

@@ -22,7 +22,6 @@ from app.resources import Resources
 from app.services import base_models, events, job_states, leases, quotas, waiting
 from app.services.leases import Lease, LeaseLost
 from app.settings import Settings
-from app.storage import keys
 from app.storage.base import ObjectCorrupt, ObjectMissing, StorageUnavailable
 from worker import guarded, workspace
 from worker.bases import Bases, BaseUnavailable
@@ -187,7 +186,7 @@ async def _store_tokens(
 ) -> dict[str, Any]:
     """Put a token file into storage and return what the job remembers of the dataset."""
     assert report.tokens_path is not None
-    key = keys.job_object(lease.job_id, lease.fence, f"{part}.tokens")
+    key = lease.object_key(f"{part}.tokens")
     stored = await resources.storage.put_file(key, Path(report.tokens_path))
     counts = report.model_dump(exclude={"tokens_path", "errors", "num_errors"})
     return {

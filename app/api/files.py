@@ -60,7 +60,7 @@ async def create_file(request: Request, principal: Caller, resources: Opened) ->
             await quotas.require_upload(session, principal.project_id, settings, form.file.seek(0, os.SEEK_END))
         form.file.seek(0)
         file_id, stored = await files.store(
-            resources.storage, form.file, purpose=body.purpose, max_line_bytes=settings.max_line_bytes
+            resources.storage, principal, form.file, purpose=body.purpose, max_line_bytes=settings.max_line_bytes
         )
     async with removed_if_refused(resources.storage, stored), resources.write() as session:
         file = await files.create(session, principal, file_id=file_id, stored=stored, filename=filename, body=body)

@@ -64,7 +64,7 @@ async def add_upload_part(upload_id: str, request: Request, principal: Caller, r
     async with multipart.receive(
         request, multipart.PART, directory=_scratch(resources), max_file_bytes=uploads.MAX_PART_BYTES
     ) as form:
-        stored = await resources.storage.put_file(keys.upload_part(upload_id, part_id), form.file)
+        stored = await resources.storage.put_file(keys.upload_part(principal.project_id, upload_id, part_id), form.file)
     async with removed_if_refused(resources.storage, stored), resources.write() as session:
         part = await uploads.add_part(session, principal, upload_id=upload_id, part_id=part_id, stored=stored)
         upload = await uploads.get(session, principal, upload_id=upload_id)
@@ -110,7 +110,11 @@ async def _assemble(resources: Resources, principal: Principal, upload_id: str, 
     with multipart.temporary(_scratch(resources)) as whole:
         await uploads.assemble(resources.storage, parts, whole, md5=body.md5)
         file_id, stored = await files.store(
-            resources.storage, whole, purpose=upload.purpose, max_line_bytes=resources.settings.max_line_bytes
+            resources.storage,
+            principal,
+            whole,
+            purpose=upload.purpose,
+            max_line_bytes=resources.settings.max_line_bytes,
         )
     async with removed_if_refused(resources.storage, stored), resources.write() as session:
         upload = await uploads.complete(session, principal, upload_id=upload_id, file_id=file_id, stored=stored)

@@ -52,7 +52,9 @@ def check_name(filename: str, *, purpose: str, param: str = "file") -> str:
     return label
 
 
-async def store(storage: Storage, file: BinaryIO, *, purpose: str, max_line_bytes: int) -> tuple[str, StoredObject]:
+async def store(
+    storage: Storage, principal: Principal, file: BinaryIO, *, purpose: str, max_line_bytes: int
+) -> tuple[str, StoredObject]:
     """Check an uploaded file's content and put it in storage under a new file id. Raises InvalidRequest."""
     if purpose == "fine-tune":
         check = partial(rows.check_jsonl, file, max_line_bytes=max_line_bytes)
@@ -60,7 +62,7 @@ async def store(storage: Storage, file: BinaryIO, *, purpose: str, max_line_byte
         if refusal is not None:
             raise InvalidRequest(refusal)
     file_id = new_id("file-")
-    return file_id, await storage.put_file(keys.uploaded_file(file_id), file)
+    return file_id, await storage.put_file(keys.uploaded_file(principal.project_id, file_id), file)
 
 
 async def create(

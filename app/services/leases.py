@@ -14,6 +14,7 @@ from app.db.queries import alone, database_now
 from app.queue.base import VALIDATION_POOL
 from app.services import events, job_states, metering, scheduling
 from app.services.scheduling import NO_CAPS, Caps, LoadedBase
+from app.storage import keys
 
 
 class LeaseLost(Exception):
@@ -24,9 +25,14 @@ class LeaseLost(Exception):
 class Lease:
     """`owner` is "<worker id>/<slot>"; `fence` is the job's fence at the claim."""
 
+    project_id: str
     job_id: str
     owner: str
     fence: int
+
+    def object_key(self, name: str) -> str:
+        """Where the holder puts what is to be kept."""
+        return keys.job_object(self.project_id, self.job_id, self.fence, name)
 
 
 async def claim(
@@ -76,7 +82,7 @@ async def claim(
         message = "Fine-tuning job resumed" if resumed else "Fine-tuning job started"
         job_states.move(session, job, JobStatus.RUNNING, message=message, now=now)
         metering.start(job, gpus=gpus, now=now)
-    return Lease(job.id, owner, job.fence), job
+    return Lease(job.project_id, job.id, owner, job.fence), job
 
 
 async def preempt(

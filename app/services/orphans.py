@@ -17,7 +17,7 @@ _NAMED_BY = (
     LogSegment.storage_key,
     UploadPart.storage_key,
 )
-_JOB_OBJECT = re.compile(r"jobs/([^/]+)/(\d+)/")
+_JOB_OBJECT = re.compile(r"projects/[^/]+/jobs/([^/]+)/(\d+)/")
 
 
 async def needed(session: AsyncSession, candidates: set[str]) -> set[str]:

@@ -150,7 +150,7 @@ async def test_what_a_killed_put_leaves_is_removed_when_it_is_old(rclone_server:
     bucket = rclone_server.new_bucket()
     storage = open_storage(rclone_server, bucket)
     client = rclone_server.client()
-    client.create_multipart_upload(Bucket=bucket, Key="files/file-a")
+    client.create_multipart_upload(Bucket=bucket, Key="projects/proj_a/files/file-a")
     assert await storage.remove_unfinished(older_than=timedelta(hours=1)) == 0
     assert await storage.remove_unfinished(older_than=timedelta(seconds=-2)) == 1
     assert client.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []

@@ -51,7 +51,7 @@ async def _rows(
 ) -> dict[str, str]:
     now = utc_now()
     upload, part, project_id = new_id("upload_"), new_id("part_"), principal.project_id
-    held = await factories.stored(resources, storage_keys.upload_part(upload, part), b"{}\n")
+    held = await factories.stored(resources, storage_keys.upload_part(project_id, upload, part), b"{}\n")
     delivery = WebhookDelivery(
         id=new_id("whd_"),
         project_id=project_id,

@@ -102,7 +102,7 @@ def watching_objects(installation: Installation, job_id: str) -> Iterator[Callab
     """
     bucket = installation.settings.get("HONE_S3_BUCKET")
     if bucket is None:
-        yield lambda pattern: any((installation.data / "objects" / "jobs" / job_id).glob(pattern))
+        yield lambda pattern: any((installation.data / "objects" / "projects").glob(f"*/jobs/{job_id}/{pattern}"))
         return
     client = boto3.client(
         "s3",
@@ -114,8 +114,8 @@ def watching_objects(installation: Installation, job_id: str) -> Iterator[Callab
     )
 
     def is_there(pattern: str) -> bool:
-        found = client.list_objects_v2(Bucket=bucket, Prefix=f"jobs/{job_id}/").get("Contents", [])
-        return any(PurePosixPath(one["Key"]).match(f"jobs/{job_id}/{pattern}") for one in found)
+        found = client.list_objects_v2(Bucket=bucket, Prefix="projects/").get("Contents", [])
+        return any(PurePosixPath(one["Key"]).match(f"projects/*/jobs/{job_id}/{pattern}") for one in found)
 
     with closing(client):
         yield is_there

@@ -12,6 +12,7 @@ KEY = "a-key-of-a-request"
 DONE, CANCELLED = "The job has successfully completed", "The job has been cancelled"
 FILE, RESULT, ADAPTER, STATE = (Content.of(name.encode()) for name in ("file", "result", "adapter", "state"))
 _KEY_HASH, _PROJECT = "hash of a key", "proj-a"
+ROOT = f"projects/{_PROJECT}"
 
 
 def kept() -> Record:
@@ -31,11 +32,15 @@ def kept() -> Record:
         job["event_sequence"] = sum(event["job_id"] == job["id"] for event in events)
     checkpoints = [_checkpoint("done", step, fence) for step, fence in ((1, 2), (2, 3))]
     files = [
-        _file("file-sent", "files/file-sent", FILE, "fine-tune"),
-        _file("file-result", "jobs/done/3/step_metrics.csv", RESULT, "fine-tune-results"),
+        _file("file-sent", f"{ROOT}/files/file-sent", FILE, "fine-tune"),
+        _file("file-result", f"{ROOT}/jobs/done/3/step_metrics.csv", RESULT, "fine-tune-results"),
     ]
-    model: Row = {"id": "ft:done", "job_id": "done", "project_id": _PROJECT, "adapter_key": "jobs/done/3/adapter.zip"}
-    model |= {"adapter_sha256": ADAPTER.sha256, "adapter_bytes": ADAPTER.num_bytes}
+    model: Row = {"id": "ft:done", "job_id": "done", "project_id": _PROJECT}
+    model |= {
+        "adapter_key": f"{ROOT}/jobs/done/3/adapter.zip",
+        "adapter_sha256": ADAPTER.sha256,
+        "adapter_bytes": ADAPTER.num_bytes,
+    }
     segment: Row = {"job_id": "cancelled", "fence": 1, "number": 1, "project_id": _PROJECT}
     request: Row = {"id": "request", "job_id": "done", "project_id": _PROJECT, "idempotency_key": KEY}
     metrics = [{"job_id": "done", "project_id": _PROJECT, "step": step, "kind": "train"} for step in (1, 2)]
@@ -57,7 +62,7 @@ def kept() -> Record:
         "api_keys": [{"id": "key-a", "key_hash": _KEY_HASH, "project_id": _PROJECT}],
     }
     objects = {file["storage_key"]: Content(file["bytes"], file["sha256"]) for file in files}
-    objects |= {"jobs/done/3/adapter.zip": ADAPTER, "jobs/failed/2/orphan.zip": ADAPTER}
+    objects |= {f"{ROOT}/jobs/done/3/adapter.zip": ADAPTER, f"{ROOT}/jobs/failed/2/orphan.zip": ADAPTER}
     for row in checkpoints:
         objects |= {row["adapter_key"]: ADAPTER, row["state_key"]: STATE}
     end = Snapshot(tables, objects, {"worker.log": b"nothing to see"})
@@ -114,7 +119,7 @@ def _delivery(job_id: str, end: str, **columns: object) -> Row:
 
 
 def _checkpoint(job_id: str, step: int, fence: int) -> Row:
-    at = f"jobs/{job_id}/{fence}/checkpoints/{step}"
+    at = f"{ROOT}/jobs/{job_id}/{fence}/checkpoints/{step}"
     row: Row = {"id": f"checkpoint-{step}", "job_id": job_id, "project_id": _PROJECT, "step": step}
     row |= {"adapter_key": f"{at}/adapter.zip", "state_key": f"{at}/state.zip"}
     row |= {"adapter_sha256": ADAPTER.sha256, "adapter_bytes": ADAPTER.num_bytes}

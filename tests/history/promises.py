@@ -17,7 +17,7 @@ KEPT_EPOCHS = 3  # whose checkpoints stay
 _JOBS = "/v1/fine_tuning/jobs"
 _TERMINAL = {"succeeded", "failed", "cancelled"}
 _LAST_WORDS = {"The job has successfully completed": "succeeded", "The job has been cancelled": "cancelled"}
-_JOB_KEY = re.compile(r"jobs/([^/]+)/(\d+)/")
+_JOB_KEY = re.compile(r"projects/(?P<project>[^/]+)/jobs/(?P<job>[^/]+)/(?P<fence>\d+)/")
 _TABLES = {  # of what is shown to clients, by its wire name
     "fine_tuning.job": "jobs",
     "fine_tuning.job.event": "events",
@@ -148,9 +148,11 @@ def fenced(record: Record) -> Iterator[str]:
     checkpoints, segments = record.of_jobs("checkpoints"), record.of_jobs("log_segments")
     for key in record.end.objects:
         if match := _JOB_KEY.match(key):
-            job = jobs.get(match[1])
-            if job is None or int(match[2]) > job["fence"]:
+            job = jobs.get(match["job"])
+            if job is None or int(match["fence"]) > job["fence"]:
                 yield f"{key} lies in storage, but no such lease was given"
+            elif match["project"] != job["project_id"]:
+                yield f"{key} lies with another project than {job['project_id']}, whose job it is"
     for job in jobs.values():
         name, last = f"job {job['id']}", job["fence"]
         results = [files[one]["storage_key"] for one in job["result_file_ids"] if one in files]
@@ -186,7 +188,7 @@ def _incomplete_runs(record: Record) -> Iterator[str]:
 
 def _fence(key: str) -> int:
     match = _JOB_KEY.match(key)
-    return int(match[2]) if match else -1
+    return int(match["fence"]) if match else -1
 
 
 def one_job_for_a_key(record: Record) -> Iterator[str]:

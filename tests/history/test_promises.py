@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.history import examples, promises
-from tests.history.examples import SECRET, exchange
+from tests.history.examples import ROOT, SECRET, exchange
 from tests.history.promises import Record
 from tests.history.recorder import Content, Seen
 from tests.history.snapshot import Row
@@ -61,6 +61,8 @@ def demand_ends(record: Record) -> None:
     record.must_have_ended = True
 
 
+STATE_2, ADAPTER_3 = f"{ROOT}/jobs/done/2/checkpoints/1/state.zip", f"{ROOT}/jobs/done/3/adapter.zip"
+
 BREACHES: list[tuple[int, str, Breach]] = [
     (1, "an acknowledged job is gone", say("POST", "/v1/fine_tuning/jobs", Seen(JOB, "ftjob-lost", "queued"))),
     (1, "an acknowledged file is gone", drop("files", id="file-sent")),
@@ -83,10 +85,11 @@ BREACHES: list[tuple[int, str, Breach]] = [
     (3, "a status after the end", say("GET", "/v1/fine_tuning/jobs/done", Seen(JOB, "done", "running"))),
     (3, "another end than was told", say("GET", "/v1/fine_tuning/jobs", Seen(JOB, "queued", "failed"))),
     (4, "results of an earlier lease", change("jobs", "done", fence=4)),
-    (4, "objects of a lease that was never given", put("jobs/done/9/adapter.zip")),
-    (4, "objects of a job that is not there", put("jobs/nobody/1/adapter.zip")),
+    (4, "objects of a lease that was never given", put(f"{ROOT}/jobs/done/9/adapter.zip")),
+    (4, "objects of another project's job", put("projects/proj-b/jobs/done/3/adapter.zip")),
+    (4, "objects of a job that is not there", put(f"{ROOT}/jobs/nobody/1/adapter.zip")),
     (4, "a checkpoint of a lease that was lost", change("checkpoints", "checkpoint-1", step=3)),
-    (4, "parts of two leases", change("checkpoints", "checkpoint-2", state_key="jobs/done/2/checkpoints/1/state.zip")),
+    (4, "parts of two leases", change("checkpoints", "checkpoint-2", state_key=STATE_2)),
     (4, "a log of the fence of a cancellation", lambda record: record.rows("log_segments")[0].update(fence=2)),
     (4, "two models", add("fine_tuned_models", "ft:done")),
     (4, "a model of a failed job", add("fine_tuned_models", "ft:done", job_id="failed")),
@@ -106,10 +109,10 @@ BREACHES: list[tuple[int, str, Breach]] = [
     (7, "a reason without a failure", change("jobs", "done", error={"code": "c", "message": "m"})),
     (8, "an error of the server's", say("GET", "/v1/fine_tuning/jobs", status=500)),
     (8, "a 503 that names no time", say("GET", "/v1/fine_tuning/jobs", status=503)),
-    (8, "other bytes in storage", put("files/file-sent")),
-    (8, "a checkpoint without its object", take("jobs/done/2/checkpoints/1/state.zip")),
-    (8, "a model without its object", take("jobs/done/3/adapter.zip")),
-    (8, "other bytes than were sent", change("files", "file-sent", bytes=5, storage_key="jobs/done/3/adapter.zip")),
+    (8, "other bytes in storage", put(f"{ROOT}/files/file-sent")),
+    (8, "a checkpoint without its object", take(STATE_2)),
+    (8, "a model without its object", take(ADAPTER_3)),
+    (8, "other bytes than were sent", change("files", "file-sent", bytes=5, storage_key=ADAPTER_3)),
     (8, "other bytes downloaded", say("GET", "/v1/files/file-sent/content", downloaded=OTHER)),
     (8, "a file that nobody has sent", add("files", "file-sent")),
     (9, "a row in another project", lambda record: record.rows("step_metrics")[0].update(project_id="proj-b")),

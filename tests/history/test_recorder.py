@@ -71,7 +71,8 @@ def test_other_bytes_and_lost_rows_are_seen(server: Served, key: str) -> None:
 
     async def overwrite() -> None:
         async with open_resources(server.settings) as resources:
-            await factories.stored(resources, f"files/{sent.id}", b"other bytes")
+            (at,) = [key for key in await factories.objects(resources) if key.endswith(sent.id)]
+            await factories.stored(resources, at, b"other bytes")
 
     asyncio.run(overwrite())
     assert [found.partition(" (")[0] for found in violations(server.settings, history)] == ["promise 8"]

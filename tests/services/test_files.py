@@ -39,12 +39,13 @@ def test_names_that_are_refused(filename: str) -> None:
 
 
 async def test_what_is_not_jsonl_is_not_stored(resources: Resources) -> None:
+    principal, _ = await factories.project(resources)
     file = BytesIO(b"not json\n")
     with pytest.raises(InvalidRequest, match="Expected file to have JSONL format"):
-        await files.store(resources.storage, file, purpose="fine-tune", max_line_bytes=1024)
+        await files.store(resources.storage, principal, file, purpose="fine-tune", max_line_bytes=1024)
     assert await factories.objects(resources) == set()
-    file_id, stored = await files.store(resources.storage, file, purpose="user_data", max_line_bytes=1024)
-    assert (stored.key, stored.bytes) == (f"files/{file_id}", 9)
+    file_id, stored = await files.store(resources.storage, principal, file, purpose="user_data", max_line_bytes=1024)
+    assert (stored.key, stored.bytes) == (f"projects/{principal.project_id}/files/{file_id}", 9)
 
 
 async def test_a_file_can_be_told_to_expire(resources: Resources, tmp_path: Path) -> None:

@@ -46,8 +46,9 @@ async def touch(resources: Resources, lease: Lease) -> None:
 async def test_a_queued_job_becomes_running_when_claimed(resources: Resources) -> None:
     job_id = await make_job(resources)
     lease = await claim(resources)
-    assert lease == Lease(job_id, "worker-a/0", 1)
-    assert (await look(resources, job_id)).status == JobStatus.RUNNING
+    job = await look(resources, job_id)
+    assert lease == Lease(job.project_id, job_id, "worker-a/0", 1)
+    assert job.status == JobStatus.RUNNING
 
 
 async def test_the_oldest_job_comes_first(resources: Resources) -> None:

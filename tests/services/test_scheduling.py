@@ -44,7 +44,7 @@ async def claimed_ids(resources: Resources, **options: Any) -> list[str]:
 
 async def succeed(resources: Resources, job: Job) -> None:
     async with resources.write() as session:
-        held, _ = await leases.hold(session, Lease(job.id, "worker-a/0", job.fence))
+        held, _ = await leases.hold(session, Lease(job.project_id, job.id, "worker-a/0", job.fence))
         held.status = JobStatus.SUCCEEDED
         leases.release(session, held)
 
@@ -190,7 +190,7 @@ async def start(resources: Resources, project: Principal, **columns: Any) -> Lea
     claimed = await claim(resources)
     assert claimed is not None
     assert claimed.id == job.id
-    return Lease(claimed.id, "worker-a/0", claimed.fence)
+    return Lease(claimed.project_id, claimed.id, "worker-a/0", claimed.fence)
 
 
 async def test_only_a_preemptible_job_of_lower_priority_makes_room(
@@ -207,7 +207,9 @@ async def test_only_a_preemptible_job_of_lower_priority_makes_room(
     assert await preempt(resources, [fixed, higher]) is None
     assert await preempt(resources, held, pool="gpu-a") is None
     assert await preempt(resources, held, excluded_bases={factories.BASE_MODEL}) is None
-    assert await preempt(resources, [Lease(movable.job_id, movable.owner, movable.fence + 1)]) is None
+    assert (
+        await preempt(resources, [Lease(movable.project_id, movable.job_id, movable.owner, movable.fence + 1)]) is None
+    )
     assert await preempt(resources, held) == movable.job_id
 
 
@@ -310,7 +312,7 @@ async def test_a_job_of_a_project_at_its_limit_is_made_no_room_for(resources: Re
     assert victim is not None
     await add(resources, urgent_of, priority=5)
     await set_limits(resources, urgent_of, running_jobs=0)
-    lease = Lease(victim.id, "worker-a/0", victim.fence)
+    lease = Lease(victim.project_id, victim.id, "worker-a/0", victim.fence)
     async with resources.write() as session:
         assert await leases.preempt(session, [lease], pool=victim.pool) is None
     await set_limits(resources, urgent_of, running_jobs=1)

@@ -16,7 +16,7 @@ from app.ids import new_id, utc_now
 from app.resources import Resources
 from app.schemas.uploads import UploadComplete, UploadCreate
 from app.services import files, uploads
-from app.storage.keys import upload_part
+from app.storage.keys import upload_part, uploaded_file
 from tests import factories
 from worker import tidying
 
@@ -32,7 +32,7 @@ async def begun(resources: Resources) -> tuple[Principal, Upload, list[str]]:
         upload = await uploads.create(session, principal, body=body, max_bytes=1000)
     part_ids = [new_id("part_"), new_id("part_")]
     for part_id, content in zip(part_ids, (CONTENT[:6], CONTENT[6:]), strict=True):
-        stored = await factories.stored(resources, upload_part(upload.id, part_id), content)
+        stored = await factories.stored(resources, upload_part(principal.project_id, upload.id, part_id), content)
         async with resources.write() as session:
             await uploads.add_part(session, principal, upload_id=upload.id, part_id=part_id, stored=stored)
     return principal, upload, part_ids
@@ -45,7 +45,7 @@ async def assembled(resources: Resources, principal: Principal, upload: Upload, 
     whole = BytesIO()
     await uploads.assemble(resources.storage, parts, whole, md5=None)
     assert whole.getvalue() == CONTENT
-    return await files.store(resources.storage, whole, purpose=upload.purpose, max_line_bytes=1024)
+    return await files.store(resources.storage, principal, whole, purpose=upload.purpose, max_line_bytes=1024)
 
 
 async def complete(resources: Resources, principal: Principal, upload: Upload, part_ids: list[str]) -> str | None:
@@ -64,9 +64,11 @@ async def test_processes_that_complete_at_once_make_one_file(resources: Resource
     principal, upload, part_ids = await begun(resources)
     made = await asyncio.gather(*(complete(resources, principal, upload, part_ids) for _ in range(6)))
     assert len(set(made)) == 1
-    assert await file_keys(resources, principal) == [f"files/{made[0]}"]
+    assert await file_keys(resources, principal) == [uploaded_file(principal.project_id, made[0] or "")]
     await tidying.remove_expired(resources)
-    assert await factories.objects(resources) == {f"files/{made[0]}"}  # those of the losers are gone as well
+    assert await factories.objects(resources) == {
+        uploaded_file(principal.project_id, made[0] or "")
+    }  # those of the losers are gone as well
 
 
 async def test_a_completion_that_is_overtaken_gets_the_same_answer(
@@ -89,7 +91,7 @@ async def test_a_completion_that_is_overtaken_gets_the_same_answer(
     assert answer.status == "completed"
     assert answer.file is not None
     assert overtaken_by == [answer.file.id]
-    assert await factories.objects(resources) == {f"files/{answer.file.id}"}
+    assert await factories.objects(resources) == {uploaded_file(principal.project_id, answer.file.id)}
 
 
 async def test_a_completion_that_dies_twice_can_be_made_a_third_time(resources: Resources) -> None:
@@ -99,7 +101,7 @@ async def test_a_completion_that_dies_twice_can_be_made_a_third_time(resources: 
     assert await tidying.remove_orphans(resources, older_than=NOW) == 2
     await tidying.remove_expired(resources)
     file_id = await complete(resources, principal, upload, part_ids)
-    assert await file_keys(resources, principal) == [f"files/{file_id}"]
+    assert await file_keys(resources, principal) == [uploaded_file(principal.project_id, file_id or "")]
 
 
 async def test_a_completion_that_began_in_time_may_end_late(resources: Resources) -> None:

@@ -5,17 +5,17 @@ import pytest
 from app.ids import new_id
 from app.storage import keys
 
-JOB = new_id("ftjob-")
+PROJECT, JOB = new_id("proj_"), new_id("ftjob-")
 
 
 @pytest.mark.parametrize(
     "key",
     [
-        keys.uploaded_file(new_id("file-")),
-        keys.upload_part(new_id("upload_"), new_id("part_")),
-        keys.imported_adapter(new_id("import-")),
+        keys.uploaded_file(PROJECT, new_id("file-")),
+        keys.upload_part(PROJECT, new_id("upload_"), new_id("part_")),
+        keys.imported_adapter(PROJECT, new_id("import-")),
         *(
-            keys.job_object(JOB, 12, name)
+            keys.job_object(PROJECT, JOB, 12, name)
             for name in ("training.tokens", "checkpoints/7/adapter.zip", "log/0", "step_metrics.csv", "adapter.zip")
         ),
         keys.base_model_file(),

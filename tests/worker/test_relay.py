@@ -129,7 +129,7 @@ async def test_the_newest_whole_checkpoint_is_restored(resources: Resources, tmp
     assert restored is not None
     assert (restored / "state" / "weights").read_bytes() == bytes([2]) * 100
 
-    damaged = f"jobs/{job_id}/1/checkpoints/2/state.zip"
+    damaged = relay.lease.object_key("checkpoints/2/state.zip")
     whole = b"".join([chunk async for chunk in resources.storage.read(damaged)])
     await factories.stored(resources, damaged, whole[:-10])
     shutil.rmtree(restored)

@@ -23,6 +23,7 @@ from tests.servers.s3 import MotoServer, open_storage
 from worker import tidying
 
 NOW = timedelta(seconds=-1)
+ROOT = "projects/proj_a"
 DAY = timedelta(days=1)
 
 
@@ -38,13 +39,15 @@ async def test_what_a_row_names_is_kept(resources: Resources) -> None:
     assert {file.storage_key, model.adapter_key, checkpoint.adapter_key, checkpoint.state_key} < named
 
     for key in (
-        "files/file-none",
-        "jobs/ftjob-none/1/adapter.zip",
-        "imports/import-x/adapter.zip",
+        f"{ROOT}/files/file-none",
+        f"{ROOT}/jobs/ftjob-none/1/adapter.zip",
+        f"{ROOT}/imports/import-x/adapter.zip",
         "trials/0123456789abcdef",
     ):
         await factories.stored(resources, key, b"orphan")
-    await factories.stored(resources, job_object(job.id, 7, "checkpoints/9/adapter.zip"), b"of a lost lease")
+    await factories.stored(
+        resources, job_object(job.project_id, job.id, 7, "checkpoints/9/adapter.zip"), b"of a lost lease"
+    )
 
     assert await tidying.remove_orphans(resources, older_than=NOW) == 5
     assert await factories.objects(resources) == named
@@ -55,24 +58,26 @@ async def test_what_others_keep_in_the_bucket_is_not_touched(resources: Resource
     bucket = moto_server.new_bucket()
     storage, client = open_storage(moto_server, bucket), moto_server.client()
     foreign = {
-        "uploads/",  # as the consoles of S3 mark a folder
-        "uploads/My file.jpg",
-        "uploads/holiday.jpg",
-        "uploads/upload_a/holiday.jpg",
-        "files/.keep",
-        "files/file-a.jsonl",
-        "files/archive/file-a",
-        "imports/import-a/notes.txt",
-        "jobs/ftjob-a/latest/adapter.zip",
-        "jobs/ftjob-a/1/",
-        "jobs/ftjob-a/1/bébé.zip",
+        "projects/",
+        "projects/notes.txt",
+        f"{ROOT}/uploads/",  # as the consoles of S3 mark a folder
+        f"{ROOT}/uploads/My file.jpg",
+        f"{ROOT}/uploads/holiday.jpg",
+        f"{ROOT}/uploads/upload_a/holiday.jpg",
+        f"{ROOT}/files/.keep",
+        f"{ROOT}/files/file-a.jsonl",
+        f"{ROOT}/files/archive/file-a",
+        f"{ROOT}/imports/import-a/notes.txt",
+        f"{ROOT}/jobs/ftjob-a/latest/adapter.zip",
+        f"{ROOT}/jobs/ftjob-a/1/",
+        f"{ROOT}/jobs/ftjob-a/1/bébé.zip",
         "bases/model.safetensors",
         "trials/abc",
         "elsewhere/file-a",
     }
-    for key in foreign | {"uploads/upload_a/part_b"}:
+    for key in foreign | {f"{ROOT}/uploads/upload_a/part_b"}:
         client.put_object(Bucket=bucket, Key=key, Body=b"x")
-    for key in ("uploads/My film.mp4", "uploads/upload_a/part_c"):
+    for key in (f"{ROOT}/uploads/My film.mp4", f"{ROOT}/uploads/upload_a/part_c"):
         client.create_multipart_upload(Bucket=bucket, Key=key)
     assert await tidying.remove_orphans(replace(resources, storage=storage), older_than=NOW) == 1
     assert await storage.remove_unfinished(older_than=NOW) == 1
@@ -83,9 +88,9 @@ async def test_what_others_keep_in_the_bucket_is_not_touched(resources: Resource
 
 
 async def test_what_may_yet_get_its_row_is_kept(resources: Resources) -> None:
-    await factories.stored(resources, "files/file-new", b"x")
+    await factories.stored(resources, f"{ROOT}/files/file-new", b"x")
     assert await tidying.remove_orphans(resources, older_than=DAY) == 0
-    assert await factories.objects(resources) == {"files/file-new"}
+    assert await factories.objects(resources) == {f"{ROOT}/files/file-new"}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,7 @@ async def test_what_a_running_job_has_put_is_kept(
 ) -> None:
     principal, _ = await factories.project(resources)
     job = await factories.job(resources, principal, status=JobStatus.RUNNING, lease_owner=owner, fence=fence)
-    key = job_object(job.id, 4, "checkpoints/3/adapter.zip")
+    key = job_object(job.project_id, job.id, 4, "checkpoints/3/adapter.zip")
     await factories.stored(resources, key, b"x")
     await tidying.remove_orphans(resources, older_than=NOW)
     assert (key in await factories.objects(resources)) == kept
@@ -104,7 +109,11 @@ async def test_what_a_running_job_has_put_is_kept(
 
 async def test_encoded_data_and_the_adapter_that_a_job_begins_from_are_kept(resources: Resources) -> None:
     principal, _ = await factories.project(resources)
-    keys = ["jobs/ftjob-a/1/training.tokens", "jobs/ftjob-a/1/validation.tokens", "imports/import-a/adapter.zip"]
+    keys = [
+        f"{ROOT}/jobs/ftjob-a/1/training.tokens",
+        f"{ROOT}/jobs/ftjob-a/1/validation.tokens",
+        f"{ROOT}/imports/import-a/adapter.zip",
+    ]
     for key in keys:
         await factories.stored(resources, key, b"x")
     await factories.job(
@@ -112,7 +121,7 @@ async def test_encoded_data_and_the_adapter_that_a_job_begins_from_are_kept(reso
         principal,
         id="ftjob-a",
         dataset={
-            part: {"tokens": {"key": f"jobs/ftjob-a/1/{part}.tokens", "sha256": "0"}}
+            part: {"tokens": {"key": f"{ROOT}/jobs/ftjob-a/1/{part}.tokens", "sha256": "0"}}
             for part in ("training", "validation")
         },
         initial_adapter={"model": "ft:x", "key": keys[2], "sha256": "0", "lora": factories.LORA},
@@ -124,9 +133,14 @@ async def test_encoded_data_and_the_adapter_that_a_job_begins_from_are_kept(reso
         resources,
         principal,
         status=JobStatus.FAILED,
-        initial_adapter={"model": "ft:y", "key": "imports/import-b/adapter.zip", "sha256": "0", "lora": factories.LORA},
+        initial_adapter={
+            "model": "ft:y",
+            "key": f"{ROOT}/imports/import-b/adapter.zip",
+            "sha256": "0",
+            "lora": factories.LORA,
+        },
     )
-    await factories.stored(resources, "imports/import-b/adapter.zip", b"x")
+    await factories.stored(resources, f"{ROOT}/imports/import-b/adapter.zip", b"x")
     assert await tidying.remove_orphans(resources, older_than=NOW) == 1
     assert await factories.objects(resources) == set(keys)
 
@@ -147,7 +161,7 @@ async def _upload(resources: Resources, principal: Principal, *, parts: int) -> 
         upload = await uploads.create(session, principal, body=body, max_bytes=1000)
     for _ in range(parts):
         part_id = new_id("part_")
-        stored = await factories.stored(resources, upload_part(upload.id, part_id), b"part")
+        stored = await factories.stored(resources, upload_part(principal.project_id, upload.id, part_id), b"part")
         async with resources.write() as session:
             await uploads.add_part(session, principal, upload_id=upload.id, part_id=part_id, stored=stored)
     return upload
@@ -162,7 +176,9 @@ async def test_parts_of_a_pending_upload_are_kept(resources: Resources) -> None:
     principal, _ = await factories.project(resources)
     upload = await _upload(resources, principal, parts=3)
     held = await factories.objects(resources)
-    await factories.stored(resources, upload_part(upload.id, "part_orphan"), b"of a request that died")
+    await factories.stored(
+        resources, upload_part(principal.project_id, upload.id, "part_orphan"), b"of a request that died"
+    )
     assert await tidying.remove_orphans(resources, older_than=NOW) == 1
     await tidying.remove_expired(resources)
     assert await factories.objects(resources) == held

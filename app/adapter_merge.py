@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from app import environment
 from app.db.models import BaseModel
-from app.errors import InvalidRequest
+from app.errors import CannotDo, InvalidRequest
 from app.resources import Resources
 from app.services import adapters, base_models
 from app.storage.base import ObjectCorrupt, ObjectMissing
@@ -20,18 +20,14 @@ from worker.data.base_model_source import BadBaseModel
 _OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
-class CannotMerge(Exception):
-    """The message says why."""
-
-
 async def run(resources: Resources, *, name: str, base_id: str | None, output: Path) -> str:
     """Merge the adapter of a model or checkpoint, or a PEFT directory's, into the new or empty directory `output`.
 
     `base_id` names a directory's base; a model knows its own. Returns the base's id. Raises InvalidRequest,
-    BadBaseModel, BadAdapter or CannotMerge. Slow: the base is verified and its weights are read and written.
+    BadBaseModel, BadAdapter or CannotDo. Slow: the base is verified and its weights are read and written.
     """
     if not await asyncio.to_thread(_is_free, output):
-        raise CannotMerge(f"{output} exists and is not an empty directory; nothing was written")
+        raise CannotDo(f"{output} exists and is not an empty directory; nothing was written")
     with TemporaryDirectory(dir=resources.settings.data, prefix="merge-") as scratch:
         adapter = Path(scratch) / "adapter"
         is_directory = await asyncio.to_thread(Path(name).is_dir)
@@ -77,11 +73,11 @@ async def _fetch_adapter(resources: Resources, name: str, base_id: str | None, d
     try:
         await resources.storage.get_file(found.key, packed, sha256=found.sha256)
     except (ObjectMissing, ObjectCorrupt) as error:
-        raise CannotMerge(f"the adapter of {name} is damaged in storage") from error
+        raise CannotDo(f"the adapter of {name} is damaged in storage") from error
     try:
         await asyncio.to_thread(archive.unpack, packed, directory)
     except BadArchive as error:
-        raise CannotMerge(f"the adapter of {name} is damaged: {error}") from error
+        raise CannotDo(f"the adapter of {name} is damaged: {error}") from error
     return base
 
 
@@ -100,4 +96,4 @@ async def _merge_in_child(base_directory: Path, adapter: Path, output: Path) -> 
             child.kill()
             await child.wait()
     if child.returncode != 0:
-        raise CannotMerge(f"the merge failed: {told.decode(errors='replace').strip() or f'code {child.returncode}'}")
+        raise CannotDo(f"the merge failed: {told.decode(errors='replace').strip() or f'code {child.returncode}'}")

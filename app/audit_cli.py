@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from app.api import audit_logs
 from app.console import DataDirectory, settings_of
 from app.db import migrations
 from app.db.audit_models import Action
@@ -29,6 +28,8 @@ def export_audit_log(
     data: DataDirectory = None,
 ) -> None:
     """Print the audit log, oldest first: one JSON object a line, as GET /v1/organization/audit_logs/export."""
+    from app.api import audit_logs
+
     settings = settings_of(data)
     migrations.require_current(settings.resolved_database_url)
 

@@ -1,4 +1,7 @@
-"""The `hone` command: the composition root, where settings become resources and resources become a server."""
+"""The `hone` command: the composition root, where settings become resources and resources become a server.
+
+What only some commands need is imported by them, so that the others answer at once.
+"""
 
 import asyncio
 import sys
@@ -9,22 +12,10 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from app import (
-    adapter_import,
-    adapter_merge,
-    audit_cli,
-    base_import,
-    limits_cli,
-    sealing,
-    secrets_cli,
-    server,
-    tenancy_cli,
-)
-from app import doctor as health
-from app.api import admin
+from app import audit_cli, limits_cli, sealing, secrets_cli, tenancy_cli
 from app.console import DataDirectory, console, settings_of
 from app.db import migrations
-from app.errors import ApiError, NotFound
+from app.errors import ApiError, CannotDo, NotFound
 from app.observability import redact
 from app.origin import Origin, origin
 from app.resources import open_resources
@@ -56,8 +47,7 @@ _EXPECTED = (
     BadAdapter,
     ApiError,
     StorageUnavailable,
-    adapter_merge.CannotMerge,
-    server.CannotStart,
+    CannotDo,
     sealing.BadKey,
 )
 
@@ -79,6 +69,8 @@ def serve(
     api_only: Annotated[bool, typer.Option("--api-only", help="Serve the API; workers run elsewhere.")] = False,
 ) -> None:
     """Serve the API, and train, in one process."""
+    from app import server
+
     settings = settings_of(data, host=host, port=port)
     if api_only:
         migrations.require_current(settings.resolved_database_url)
@@ -95,6 +87,8 @@ def worker(
     cpu: Annotated[bool, typer.Option("--cpu", help="Only check files and sweep; needs no PyTorch.")] = False,
 ) -> None:
     """Check files and train jobs that an API server elsewhere takes in, on the same database and storage."""
+    from app import server
+
     settings = settings_of(data, pool=pool, slots=slots, cpu_only=cpu or None)
     migrations.require_current(settings.resolved_database_url)
     sys.exit(asyncio.run(server.work(settings, console)))
@@ -111,6 +105,8 @@ def migrate(data: DataDirectory = None) -> None:
 @cli.command()
 def doctor(data: DataDirectory = None) -> None:
     """Say what this machine has and lacks."""
+    from app import doctor as health
+
     findings = asyncio.run(health.examine(settings_of(data)))
     for finding in findings:
         mark = "[green]ok[/]  " if finding.advice is None else "[yellow]look[/]"
@@ -127,6 +123,8 @@ def add_model(
     data: DataDirectory = None,
 ) -> None:
     """Register a base model, pinned to what it is now."""
+    from app import base_import
+
     settings = settings_of(data)
     migrations.prepare(settings.resolved_database_url)
 
@@ -148,6 +146,8 @@ def import_adapter(
     data: DataDirectory = None,
 ) -> None:
     """Make a model of a LoRA adapter that was trained elsewhere: to download, or to continue from."""
+    from app import adapter_import
+
     settings = settings_of(data)
     migrations.prepare(settings.resolved_database_url)
 
@@ -168,6 +168,8 @@ def merge_model(
     data: DataDirectory = None,
 ) -> None:
     """Merge an adapter into its base: a plain model in 16 bits, for servers that take no adapter."""
+    from app import adapter_merge, server
+
     settings = settings_of(data)
     migrations.require_current(settings.resolved_database_url)
     server.require_training_libraries("this machine cannot merge")
@@ -238,6 +240,8 @@ def build_tiny(
     data: DataDirectory = None,
 ) -> None:
     """Build and register the tiny base model hone-tiny: a real Llama of a few million parameters, for trying things."""
+    from app import server
+
     settings = settings_of(data)
     migrations.prepare(settings.resolved_database_url)
 
@@ -254,6 +258,8 @@ def list_workers(
     data: DataDirectory = None,
 ) -> None:
     """Show the worker processes: what they have loaded, what they work on, and whether they live."""
+    from app.api import admin
+
     found = _workers(settings_of(data))
     if as_json:
         console.print_json(WorkerList(data=[admin.read_worker(worker) for worker in found]).model_dump_json())

@@ -8,7 +8,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from app import environment, server
+from app import environment
+from app.errors import CannotDo
 from app.observability import configure_logging, hide
 from app.settings import Settings
 
@@ -26,7 +27,7 @@ def settings_of(data: Path | None, **options: str | int | None) -> Settings:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         wrong = (": ".join([*_variable(fault["loc"]), fault["msg"]]) for fault in error.errors())
-        raise server.CannotStart("a setting is wrong. " + "; ".join(wrong)) from error
+        raise CannotDo("a setting is wrong. " + "; ".join(wrong)) from error
     hide(settings.secrets | environment.secrets())
     configure_logging(settings.log_level)
     return settings

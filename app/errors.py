@@ -1,7 +1,11 @@
-"""One tree of errors that clients see. `app.api.errors` renders it as OpenAI's envelope."""
+"""One tree of errors that clients see, which `app.api.errors` renders as OpenAI's envelope; one that operators see."""
 
 import math
 from collections.abc import Mapping
+
+
+class CannotDo(Exception):
+    """A command of the operator's cannot do its work. The message says why, and what to do."""
 
 
 class ApiError(Exception):

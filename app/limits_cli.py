@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from app.api import limit_settings
 from app.console import DataDirectory, console, settings_of
 from app.db import migrations
 from app.errors import InvalidRequest
@@ -44,7 +43,7 @@ def _run(data: Path | None, name: str | None, changes: dict[str, int | None]) ->
             project = await keys.default_project(session) if name is None else await projects.named(session, name)
             if changes:
                 await quotas.change(session, project.id, changes)
-            return await limit_settings.read(session, project.id, settings)
+            return await quotas.report(session, project.id, settings)
 
     return asyncio.run(run())
 

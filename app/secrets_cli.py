@@ -5,9 +5,10 @@ import sys
 
 import typer
 
-from app import sealing, secret_upkeep, server
+from app import sealing, secret_upkeep
 from app.console import DataDirectory, console, settings_of
 from app.db import migrations
+from app.errors import CannotDo
 from app.resources import open_resources
 from app.services.sealed_secrets import Count, Seal
 
@@ -33,7 +34,7 @@ def rotate_secrets(data: DataDirectory = None) -> None:
     try:
         count = asyncio.run(rotate())
     except sealing.CannotSeal as error:
-        raise server.CannotStart("there is no key; set HONE_SECRET_KEYS.") from error
+        raise CannotDo("there is no key; set HONE_SECRET_KEYS.") from error
     console.print(f"Of {count.seen} webhook endpoints, {count.sealed} were sealed anew.")
     if count.unreadable:
         console.print(f"Those of {count.unreadable} cannot be read with any key, and stay as they are.", style="red")

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from app import base_import, environment, main, secret_upkeep
 from app.api import connections
-from app.errors import Unavailable
+from app.errors import CannotDo, Unavailable
 from app.observability import redact
 from app.origin import Origin, origin
 from app.resources import Resources, open_resources
@@ -28,10 +28,6 @@ from app.storage.base import StorageRefused, StorageUnavailable
 TINY_MODEL = "hone-tiny"
 _GRACE_SECONDS = 5
 _OTHER_FILES = 512  # that a server holds open beside its connections: the database, storage, uploads, itself
-
-
-class CannotStart(Exception):
-    """The message says why, and what to do."""
 
 
 async def serve(settings: Settings, console: Console, *, with_worker: bool) -> int:
@@ -95,15 +91,15 @@ async def ensure_tiny_model(resources: Resources, console: Console) -> None:
             if build.returncode is None:  # we were told to stop
                 build.kill()
         if status != 0:
-            raise CannotStart("The tiny base model could not be built; HONE_TINY_MODEL=false starts without it.")
+            raise CannotDo("The tiny base model could not be built; HONE_TINY_MODEL=false starts without it.")
     await base_import.run(resources, model_id=TINY_MODEL, source=str(directory))
 
 
 def require_training_libraries(trouble: str, *, otherwise: str = "") -> None:
-    """CannotStart, with what to do, where the `worker` extra is not installed."""
+    """CannotDo, with what to do, where the `worker` extra is not installed."""
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
-        raise CannotStart(f"{trouble}: {', '.join(missing)} not installed. Install 'hone[worker]'{otherwise}.")
+        raise CannotDo(f"{trouble}: {', '.join(missing)} not installed. Install 'hone[worker]'{otherwise}.")
 
 
 async def _first_steps(resources: Resources, console: Console, *, trains: bool) -> None:
@@ -129,7 +125,7 @@ async def _try_storage(resources: Resources, console: Console) -> None:
     try:
         await trial.run(resources.storage)
     except StorageRefused as error:
-        raise CannotStart(f"storage cannot be used: {error}. Check the HONE_S3_ settings.") from error
+        raise CannotDo(f"storage cannot be used: {error}. Check the HONE_S3_ settings.") from error
     except StorageUnavailable as error:
         console.print(f"Storage does not work at the moment: {redact(str(error))}", style="yellow")
     if resources.settings.s3_bucket:
@@ -141,7 +137,7 @@ async def _seal_secrets(resources: Resources, console: Console) -> None:
     try:
         count = await secret_upkeep.run(resources, Seal.WHAT_IS_CLEAR)
     except CannotSeal as error:
-        raise CannotStart(
+        raise CannotDo(
             "the database holds secrets of webhooks in clear, and there is no key to seal them with. Set "
             "HONE_SECRET_KEYS to what `hone secrets new-key` prints, the same for all processes."
         ) from error
@@ -206,7 +202,7 @@ def _listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         place = f"{settings.host}:{settings.port}"
-        raise CannotStart(f"cannot listen on {place} ({error.strerror}); choose another with --port.") from error
+        raise CannotDo(f"cannot listen on {place} ({error.strerror}); choose another with --port.") from error
 
 
 def _connections(most: int) -> int:

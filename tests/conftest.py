@@ -29,6 +29,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=1, help="At how many seeded instants each fault strikes.")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a production's servers, only what touches them is asked again. The faults bring servers of their own."""
+    if config.getoption("--backends") == "embedded":
+        return
+    faults = Path(__file__).parent / "faults"
+    chosen = [
+        item for item in items if "backends" in getattr(item, "fixturenames", ()) or item.path.is_relative_to(faults)
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
 @dataclass(frozen=True)
 class Served:
     """A server that runs in a thread with an event loop of its own, as it does in a process of its own."""

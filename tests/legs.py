@@ -16,8 +16,10 @@ from tests.servers import required
 
 _EMBEDDED = ("--backends=embedded", "tests", "--ignore=tests/faults")
 _PRODUCTION = (
-    *("--backends=production", "tests/api", "tests/services", "tests/adapters", "tests/worker", "tests/e2e"),
-    "tests/hostile/test_bad_inputs.py",
+    *("--backends=production", "tests/api", "--ignore=tests/api/test_schemathesis.py", "tests/services"),
+    *("tests/adapters", "tests/worker", "tests/hostile/test_bad_inputs.py"),
+    # The faults, too, drive whole installations.
+    *("tests/e2e/test_whole_job.py", "tests/e2e/test_workers.py", "tests/e2e/test_secrets.py"),
 )
 _FAULTS = ("--backends=production", "--durations=20", "tests/faults")
 

@@ -20,6 +20,7 @@ from app.db.queries import alone, database_now, of_project
 from app.db.usage_models import Measure, UsageRecord
 from app.errors import LimitReached, QuotaUsedUp
 from app.ids import new_id
+from app.schemas.limits import LimitRead, LimitsRead
 from app.services import audit, metering
 from app.services.scheduling import Caps
 from app.settings import Settings
@@ -113,6 +114,20 @@ async def used(session: AsyncSession, project_id: str, limit: Limit) -> int | No
         day = metering.day_of(await database_now(session))
         return await holdings.uploaded_bytes(session, project_id, day=day)
     return None
+
+
+async def report(session: AsyncSession, project_id: str, settings: Settings) -> LimitsRead:
+    """What a project may use, what was set for it, and what it uses now."""
+    usual, chosen = defaults(settings), await own(session, project_id)
+    holding = await of(session, project_id, settings)
+    found: dict[str, LimitRead] = {}
+    for limit in Limit:
+        value, taken = getattr(holding, limit), await used(session, project_id, limit)
+        left = None if value is None or taken is None else max(0, value - taken)
+        found[limit] = LimitRead(
+            value=value, default=getattr(usual, limit), override=getattr(chosen, limit), used=taken, left=left
+        )
+    return LimitsRead.model_validate({"project_id": project_id, **found})
 
 
 async def keep(session: AsyncSession, project_id: str, settings: Settings, added: Mapping[Limit, int]) -> None:

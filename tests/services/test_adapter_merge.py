@@ -12,9 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app import adapter_import, adapter_merge
-from app.adapter_merge import CannotMerge
 from app.db import migrations
-from app.errors import InvalidRequest
+from app.errors import CannotDo, InvalidRequest
 from app.resources import Resources
 from app.services import base_models
 from tests.e2e.processes import Installation
@@ -98,7 +97,7 @@ async def test_what_cannot_be_merged_is_refused(
         assert not output.exists()
     output.mkdir()
     (output / "notes.txt").write_text("mine")
-    with pytest.raises(CannotMerge, match="not an empty directory"):
+    with pytest.raises(CannotDo, match="not an empty directory"):
         await adapter_merge.run(registered, name=str(adapter_directory), base_id=BASE, output=output)
     assert [path.name for path in output.iterdir()] == ["notes.txt"]
 

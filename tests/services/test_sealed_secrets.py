@@ -17,7 +17,7 @@ from app.auth import Principal
 from app.db import migrations
 from app.db.queries import database_now, scoped
 from app.db.webhook_models import WebhookDelivery, WebhookEndpoint
-from app.errors import InvalidRequest, Unavailable
+from app.errors import CannotDo, InvalidRequest, Unavailable
 from app.ids import utc_now
 from app.resources import Resources, open_resources
 from app.schemas.webhooks import WebhookEndpointCreate
@@ -118,7 +118,7 @@ async def test_without_a_key_nothing_in_clear_is_started_with(resources: Resourc
     await in_clear(resources, principal)
     with pytest.raises(CannotSeal):
         await secret_upkeep.run(with_keys(resources), Seal.WHAT_IS_CLEAR)
-    with pytest.raises(server.CannotStart, match="Set HONE_SECRET_KEYS"):
+    with pytest.raises(CannotDo, match="Set HONE_SECRET_KEYS"):
         await server._seal_secrets(with_keys(resources), Console(quiet=True))
 
 

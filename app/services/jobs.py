@@ -9,7 +9,7 @@ from app.auth import Principal
 from app.db import after_commit
 from app.db.audit_models import Action
 from app.db.models import TERMINAL, BaseModel, Event, Job, JobStatus
-from app.db.queries import database_now, scoped
+from app.db.queries import database_now, of_project, scoped
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
 from app.queue.base import VALIDATION_POOL
@@ -144,13 +144,27 @@ async def cancel(session: AsyncSession, principal: Principal, *, job_id: str) ->
         return job
     if job.status in TERMINAL:
         raise _illegal(job, "it cannot be cancelled")
+    await _cancel(session, job)
+    audit.record(session, principal, Action.JOB_CANCELLED, job.id)
+    await session.flush()
+    return job
+
+
+async def cancel_all(session: AsyncSession, *, project_id: str) -> None:
+    """What a project has that is archived: nobody is left who could."""
+    unfinished = of_project(Job, project_id).where(Job.status.not_in(TERMINAL)).order_by(Job.id).with_for_update()
+    for job in await session.scalars(unfinished):
+        await _cancel(session, job)
+        audit.record(
+            session, None, Action.JOB_CANCELLED, job.id, project_id=project_id, reason="the project is archived"
+        )
+
+
+async def _cancel(session: AsyncSession, job: Job) -> None:
     now = await database_now(session)
     job_states.move(session, job, JobStatus.CANCELLED, message="The job has been cancelled", now=now)
     leases.revoke(session, job)
     await endings.after(session, job)
-    audit.record(session, principal, Action.JOB_CANCELLED, job.id)
-    await session.flush()
-    return job
 
 
 async def pause(session: AsyncSession, principal: Principal, *, job_id: str) -> Job:

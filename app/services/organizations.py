@@ -55,7 +55,7 @@ async def named(session: AsyncSession, name: str) -> Organization:
 
 
 async def set_disabled(session: AsyncSession, organization: Organization, *, is_disabled: bool) -> None:
-    """While it is disabled, none of its keys is good. Repeating it changes nothing."""
+    """While it is disabled, its projects are. Repeating it changes nothing."""
     await session.refresh(organization, with_for_update=True)
     if is_disabled and (await keys.default_project(session)).organization_id == organization.id:
         raise InvalidRequest("The server's own organization cannot be disabled: its keys are the operator's.")

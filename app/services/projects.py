@@ -9,7 +9,7 @@ from app.db.models import Project
 from app.db.queries import of_organization, server_rows
 from app.errors import InvalidRequest, NotFound
 from app.ids import new_id, utc_now
-from app.services import audit, keys, lookup, names
+from app.services import audit, jobs, keys, lookup, names
 
 _ORDER = (Project.created_at, Project.id)
 
@@ -72,15 +72,16 @@ def rename(session: AsyncSession, project: Project, *, name: str) -> None:
 
 
 async def archive(session: AsyncSession, project: Project) -> None:
-    """For good: none of its keys is good any more. What it holds stays, and runs go on."""
+    """For good: none of its keys is good any more, and its unfinished jobs are cancelled. What it holds stays."""
     await _require_not_default(session, project)
     if project.archived_at is None:
         project.archived_at = utc_now()
         _record(session, Action.PROJECT_ARCHIVED, project)
+        await jobs.cancel_all(session, project_id=project.id)
 
 
 async def set_disabled(session: AsyncSession, project: Project, *, is_disabled: bool) -> None:
-    """While it is disabled, none of its keys is good. Repeating it changes nothing."""
+    """While it is disabled, none of its keys is good, and what waits goes on waiting. Repeating it changes nothing."""
     if is_disabled:
         await _require_not_default(session, project)
     await session.refresh(project, with_for_update=True)

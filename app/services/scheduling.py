@@ -15,7 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from app.db import holdings
 from app.db.limit_models import ProjectLimits
-from app.db.models import Job, JobStatus, Project
+from app.db.models import Job, JobStatus, Organization, Project
 from app.services import metering
 
 HEAD_START = timedelta(minutes=5)
@@ -63,6 +63,7 @@ def next_job(
         .outerjoin(in_hand, in_hand.c.project_id == Job.project_id)
         .where(
             _is_free(Job, status, since=now),
+            Job.project_id.not_in(_disabled()),
             *([Job.project_id.not_in(_at_their_limits(caps, now))] if status == JobStatus.QUEUED else []),
             *([Job.pool == pool] if pool is not None else []),
             *([Job.base_model_id.not_in(excluded_bases)] if excluded_bases else []),
@@ -95,7 +96,8 @@ def next_preemption(
         .where(
             _is_free(waiting, JobStatus.QUEUED, since=asked_since),
             waiting.queued_at <= asked_since,
-            waiting.project_id.not_in(_at_their_limits(caps, now)),  # it could not be claimed
+            waiting.project_id.not_in(_disabled()),  # it could not be claimed
+            waiting.project_id.not_in(_at_their_limits(caps, now)),
             waiting.pool == pool,
             waiting.preempts_job_id.is_(None),
             *([waiting.base_model_id.not_in(excluded_bases)] if excluded_bases else []),
@@ -121,6 +123,12 @@ def _in_hand(status: JobStatus) -> Subquery:
     """How many jobs of each project are being worked on."""
     query = select(Job.project_id, func.count().label("jobs")).where(Job.claimed_from == status)
     return query.group_by(Job.project_id).subquery()
+
+
+def _disabled() -> Select[str]:
+    """The projects of which no job may begin. The operator has few of them."""
+    of = select(Project.id).join(Organization, Organization.id == Project.organization_id)
+    return of.where(or_(Project.disabled_at.is_not(None), Organization.disabled_at.is_not(None)))
 
 
 def _at_their_limits(caps: Caps, now: datetime) -> Select[str]:

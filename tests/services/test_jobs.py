@@ -3,14 +3,16 @@
 import asyncio
 
 import pytest
+from sqlalchemy import select
 
 from app.db import after_commit
+from app.db.audit_models import Action, AuditEntry
 from app.db.models import Job, JobStatus
 from app.errors import InvalidRequest
 from app.queue.base import VALIDATION_POOL
 from app.resources import Resources
 from app.schemas.jobs import JobCreate
-from app.services import jobs, leases
+from app.services import jobs, leases, projects
 from tests import factories
 
 
@@ -72,3 +74,21 @@ async def test_of_two_cancellations_at_once_one_writes_the_event(resources: Reso
     async with resources.read() as session:
         page = await jobs.list_events(session, principal, job_id=job.id, after=None, limit=10)
     assert [event.sequence for event in page.rows] == [1]
+
+
+async def test_the_jobs_of_an_archived_project_are_cancelled_and_those_of_others_are_not(resources: Resources) -> None:
+    other, _ = await factories.project(resources)  # the first is the default one, which stays
+    gone, _ = await factories.project(resources)
+    states = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.SUCCEEDED)
+    theirs = [await factories.job(resources, gone, status=status) for status in states]
+    theirs.append(await factories.job(resources, gone, status=JobStatus.RUNNING, lease_owner="worker-a/0", fence=1))
+    kept = await factories.job(resources, other)
+    for _ in range(2):
+        async with resources.write() as session:
+            await projects.archive(session, await projects.get_any(session, project_id=gone.project_id))
+    async with resources.read() as session:
+        found = {job.id: job for job in await session.scalars(select(Job))}
+        ends = (await session.scalars(select(AuditEntry).where(AuditEntry.action == Action.JOB_CANCELLED))).all()
+    assert [found[job.id].status for job in theirs] == [*[JobStatus.CANCELLED] * 3, "succeeded", JobStatus.CANCELLED]
+    assert (found[theirs[-1].id].lease_owner, found[kept.id].status) == (None, JobStatus.QUEUED)
+    assert sorted(end.target_id or "" for end in ends) == sorted(job.id for job in theirs if job.status != "succeeded")

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from app.auth import Principal
-from app.db.models import Job, JobStatus
+from app.db.models import Job, JobStatus, Organization, Project
 from app.db.usage_models import Measure
 from app.ids import utc_now
 from app.resources import Resources
@@ -323,3 +324,35 @@ async def test_a_job_of_a_project_at_its_limit_is_made_no_room_for(resources: Re
 async def loaded_job(resources: Resources, job_id: str) -> Job:
     async with resources.read() as session:
         return await session.get_one(Job, job_id)
+
+
+@pytest.mark.parametrize("model", [Project, Organization])
+@pytest.mark.parametrize("status", [JobStatus.VALIDATING_FILES, JobStatus.QUEUED])
+async def test_jobs_of_a_disabled_project_wait(
+    resources: Resources, projects: list[Principal], model: type[Project | Organization], status: JobStatus
+) -> None:
+    job = await add(resources, projects[0], status=status)
+    other = await add(resources, projects[1], status=status)
+
+    async def disable(at: datetime | None) -> None:
+        row_id = projects[0].project_id if model is Project else projects[0].organization_id
+        async with resources.write() as session:
+            await session.execute(update(model).where(model.id == row_id).values(disabled_at=at))
+
+    await disable(utc_now())
+    assert await claimed_ids(resources, status=status) == [other.id]
+    await disable(None)
+    assert await claimed_ids(resources, status=status) == [job.id]
+
+
+async def test_an_urgent_job_of_a_disabled_project_is_made_no_room_for(resources: Resources) -> None:
+    victim_of, _ = await factories.project(resources)
+    urgent_of, _ = await factories.project(resources)
+    victim = await start(resources, victim_of, is_preemptible=True)
+    await add(resources, urgent_of, priority=5)
+    async with resources.write() as session:
+        await session.execute(update(Project).where(Project.id == urgent_of.project_id).values(disabled_at=utc_now()))
+    assert await preempt(resources, [victim]) is None
+    async with resources.write() as session:
+        await session.execute(update(Project).where(Project.id == urgent_of.project_id).values(disabled_at=None))
+    assert await preempt(resources, [victim]) == victim.job_id

@@ -57,7 +57,8 @@ async def run(resources: Resources) -> None:
                 _log.warning("the database does not answer; webhooks go on when it does", exc_info=True)
                 await asyncio.sleep(_LOOK_SECONDS)
             with suppress(TimeoutError):
-                await asyncio.wait_for(post.changed.wait(), _LOOK_SECONDS)
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await post.changed.wait()
 
 
 async def forget(resources: Resources) -> None:

@@ -537,3 +537,24 @@ async def test_secrets_are_not_logged(resources: Resources, caplog: pytest.LogCa
     assert "attempt 1: The URL's host has no address." in caplog.text
     assert secret_of(resources, endpoint) not in caplog.text
     assert "a-token-in-a-path" not in caplog.text
+
+
+async def test_it_ends_though_it_is_told_to_while_a_place_becomes_free(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`asyncio.wait_for` of Python 3.11 loses a cancellation that comes together with what was waited for."""
+    posts: list[deliveries._Post] = []
+
+    class Post(deliveries._Post):
+        def __init__(self) -> None:
+            super().__init__()
+            posts.append(self)
+
+    monkeypatch.setattr(deliveries, "_Post", Post)
+    task = asyncio.create_task(deliveries.run(resources))
+    await until(lambda: posts and posts[0].changed._waiters)
+    posts[0].changed.set()
+    await asyncio.sleep(0)
+    task.cancel()
+    ended, _ = await asyncio.wait([task], timeout=5)
+    assert ended == {task}

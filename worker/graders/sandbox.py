@@ -207,7 +207,8 @@ async def _end(child: asyncio.subprocess.Process, talking: asyncio.Task[Any]) ->
             talking.cancel()
             child._transport.close()  # pyright: ignore[reportAttributeAccessIssue]
     with suppress(TimeoutError):
-        await asyncio.wait_for(child.wait(), _END_SECONDS)
+        async with asyncio.timeout(_END_SECONDS):
+            await child.wait()
     return bool(ended)
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.e2e.processes import BASE, Installation, Process, create_job, wait_for_end, wait_for_step
+from tests.e2e.processes import BASE, Installation, Process, create_job, messages, wait_for_end, wait_for_step
 
 
 def used(server: Process) -> dict[str, Any]:
@@ -42,3 +42,21 @@ def test_a_killed_run_is_counted_once(install: Callable[..., Installation]) -> N
     (made,) = [one for one in logged if one["type"] == "model.created"]
     assert made["model.created"] == {"id": job.fine_tuned_model, "job_id": job.id}
     assert made["hone"]["actor"] == "worker"
+
+
+def test_a_job_of_more_tokens_than_its_project_may_train_on_fails_with_the_figures(server: Process) -> None:
+    client = server.client()
+    with server.http() as http:
+        (project,) = [one["id"] for one in http.get("/v1/admin/projects").json()["data"] if one["name"] == "default"]
+        limits = f"/v1/admin/projects/{project}/limits"
+        try:
+            assert http.post(limits, json={"trained_tokens_per_job": 100}).status_code == 200
+            refused = wait_for_end(client, create_job(client, epochs=2).id)
+        finally:
+            assert http.post(limits, json={"trained_tokens_per_job": None}).status_code == 200
+    assert refused.status == "failed"
+    assert refused.error
+    assert (refused.error.code, refused.error.param) == ("trained_tokens_limit_exceeded", "training_file")
+    assert "'trained_tokens_per_job' is 100" in refused.error.message
+    assert refused.trained_tokens in (None, 0)
+    assert not any(message.startswith("Step ") for message in messages(client, refused.id))

@@ -44,7 +44,7 @@ hostile: setup
 
 # Each fault at N instants, drawn from a seed; CI strikes once. They wait for most of their time, so several at once.
 N ?= 20
-AT_ONCE ?= 4
+AT_ONCE ?= 2
 faults: setup
 	$(BIN)/python -m pytest --backends=production --faults=$(N) -n $(AT_ONCE) tests/faults -k test_f
 

@@ -80,9 +80,11 @@ def compare(name: str, base: Path, directory: Path, case: dict[str, Any]) -> tup
     settings = {"device": "cpu", "dtype": "float32", "token_budget": 2048, "num_threads": 1}
     settings |= {key: case.pop(key) for key in list(case) if key in Execution.model_fields}
     spec: TrainSpec = runs.spec(name, execution=Execution(**settings), **case)
-    sizes = {"vocab_size": presets.PRESETS[name].vocab_size, "longest": spec.max_sequence_tokens}
-    make = presets.lognormal_pairs if spec.method == "dpo" else presets.lognormal_examples
-    examples = make(steps * spec.batch_size, **sizes)
+    count, vocab_size = steps * spec.batch_size, presets.PRESETS[name].vocab_size
+    if spec.method == "dpo":  # a prompt and an answer together are one sequence
+        examples = presets.lognormal_pairs(count, vocab_size=vocab_size, longest=spec.max_sequence_tokens // 2)
+    else:
+        examples = presets.lognormal_examples(count, vocab_size=vocab_size, longest=spec.max_sequence_tokens)
     watched = runs.watch(runs.start(directory, base, spec, examples))
     started = watched.events[0]
     assert isinstance(started, Started)

@@ -131,12 +131,19 @@ def estimate(spec: TrainSpec, geometry: Geometry, execution: Execution) -> Memor
     slack = (_IN_PLACE_FRAGMENTATION if in_place else _FRAGMENTATION)[execution.device]
     slack = _TIGHT_FRAGMENTATION if execution.gradient_checkpointing else slack
     tokens = largest_micro_batch(spec, execution.token_budget)
-    layer = _layer_bytes_per_token(spec, geometry, width)
-    layers = 1 if execution.gradient_checkpointing else geometry.layers  # all of the one that is computed again
-    per_token = slack * layers * layer + _TIGHT_FRAGMENTATION * layers * _dora_bytes_per_token(spec, geometry, width)
+    layer = slack * _layer_bytes_per_token(spec, geometry, width)
+    layer += _TIGHT_FRAGMENTATION * _dora_bytes_per_token(spec, geometry, width)
+    outside = slack * geometry.hidden * 4 * width  # embeddings, last hidden states, their norm and gradient
+    head = _head_bytes(geometry, tokens, execution.device)
+    backward = _backward_bytes_per_token(spec, geometry, width) * tokens
     if execution.gradient_checkpointing:
-        per_token += slack * geometry.layers * geometry.hidden * width  # each layer's input
-    per_token += slack * geometry.hidden * 4 * width  # embeddings, last hidden states, their norm and gradient
+        # Each layer's input; and all of one layer, which is computed again when the head is done.
+        inputs = outside + slack * geometry.layers * geometry.hidden * width
+        per_token, working = max(
+            (inputs, head), (inputs + layer, backward), key=lambda moment: moment[0] * tokens + moment[1]
+        )
+    else:
+        per_token, working = outside + geometry.layers * layer, max(head, backward)
     return MemoryEstimate(
         weights=_weight_bytes(spec, geometry, _WIDTH[execution.weights_dtype or execution.dtype]),
         unpacked=_unpacked_bytes(spec, geometry, width, is_widened=execution.weights_dtype is not None),
@@ -144,10 +151,7 @@ def estimate(spec: TrainSpec, geometry: Geometry, execution: Execution) -> Memor
         tokens=tokens,
         bytes_per_token=int(per_token),
         activations=int(per_token * tokens),
-        working=max(
-            _head_bytes(geometry, tokens, execution.device),
-            _backward_bytes_per_token(spec, geometry, width) * tokens,
-        ),
+        working=working,
         overhead=_OVERHEAD_BYTES[execution.device] + (_NF4_OVERHEAD_BYTES[execution.device] if is_nf4 else 0),
     )
 

@@ -15,5 +15,9 @@ def new_id(prefix: str) -> str:
     return prefix + random_text(24)
 
 
+def new_request_id() -> str:
+    return f"req_{secrets.token_hex(16)}"
+
+
 def utc_now() -> datetime:
     return datetime.now(UTC)

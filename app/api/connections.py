@@ -13,6 +13,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.ids import new_request_id
+
 _log = logging.getLogger(__name__)
 _HEAD_SECONDS = 20.0
 _MAX_HEAD_BYTES = 96 * 1024  # the request line and all headers, of which `app.api.middleware` takes 64 KiB
@@ -160,11 +162,18 @@ class _Connection(HttpToolsProtocol):
         self._is_refused = True
         self._end_head()
         self._unset_keepalive_if_required()
-        _log.info("refused before it was a request: %d %s", status, message)
+        own_id = new_request_id()
+        _log.info("%s was refused before it was a request: %d %s", own_id, status, message)
         if self.cycle is None or self.cycle.response_complete:
             body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}}).encode()
-            head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[status] + head.encode() + body)
+            headers = {
+                "content-type": "application/json",
+                "content-length": len(body),
+                "connection": "close",
+                "x-request-id": own_id,
+            }
+            head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            self.transport.write(STATUS_LINE[status] + head.encode() + b"\r\n" + body)
             self._patient.close_soon(_LINGER_SECONDS)
         else:
             self.transport.abort()

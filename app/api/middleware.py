@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import secrets
 import time
 
 from fastapi import HTTPException
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import errors, origins
 from app.errors import ApiError, InvalidRequest, TooLarge
+from app.ids import new_request_id
 from app.observability import request_id
 from app.origin import origin
 
@@ -39,7 +39,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        own_id = f"req_{secrets.token_hex(16)}"
+        own_id = new_request_id()
         token = request_id.set(own_id)
         origin.set(origins.of(scope))
         began, status = time.perf_counter(), 0

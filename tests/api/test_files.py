@@ -12,6 +12,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from app.db.models import File
 from app.db.queries import scoped
 from app.ids import utc_now
+from app.storage.keys import uploaded_file
 from tests import factories
 from tests.conftest import Served, Tenant
 from worker import tidying
@@ -145,10 +146,10 @@ async def test_a_file_may_be_deleted_as_soon_as_a_job_was_created_with_it(tenant
         with pytest.raises(NotFoundError):
             await call(file.id)
     assert (await tenant.client.files.list()).data == []
-    assert f"files/{file.id}" in await factories.objects(tenant.resources)
+    assert uploaded_file(tenant.principal.project_id, file.id) in await factories.objects(tenant.resources)
     await tenant.client.fine_tuning.jobs.cancel(job.id)
     await tidying.remove_expired(tenant.resources)
-    assert f"files/{file.id}" not in await factories.objects(tenant.resources)
+    assert uploaded_file(tenant.principal.project_id, file.id) not in await factories.objects(tenant.resources)
 
 
 async def test_the_client_that_blocks_is_served_too(tenant: Tenant) -> None:
@@ -211,10 +212,10 @@ async def test_a_table_of_figures_in_base64_is_a_file_like_any_other(tenant: Ten
 
 async def test_a_deleted_file_is_gone_from_the_list_and_from_storage(tenant: Tenant) -> None:
     file = await tenant.client.files.create(file=("a.jsonl", factories.jsonl()), purpose="fine-tune")
-    assert f"files/{file.id}" in await factories.objects(tenant.resources)
+    assert uploaded_file(tenant.principal.project_id, file.id) in await factories.objects(tenant.resources)
     deleted = await tenant.client.files.delete(file.id)
     assert deleted.to_dict() == {"id": file.id, "object": "file", "deleted": True}
-    assert f"files/{file.id}" not in await factories.objects(tenant.resources)
+    assert uploaded_file(tenant.principal.project_id, file.id) not in await factories.objects(tenant.resources)
     assert (await tenant.client.files.list()).data == []
     for call in (tenant.client.files.retrieve, tenant.client.files.content, tenant.client.files.delete):
         with pytest.raises(NotFoundError):

@@ -145,7 +145,8 @@ def test_who_sends_on_after_a_refusal_reads_it_and_is_cut(served: Served, connec
         keep_sending(client, b"a", every_seconds=0.05, for_seconds=15)
 
 
-def test_a_refused_body_that_ends_soon_keeps_the_connection(served: Served) -> None:
+def test_a_refused_body_that_ends_soon_keeps_the_connection(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_LINGER_SECONDS", 30.0)
     with connected(served) as client:
         client.sendall(_POST + b"Content-Length: 3000000\r\n\r\n")
         client.sendall(b"a" * 1_000_000)

@@ -210,10 +210,12 @@ async def needless_parts(session: AsyncSession, *, now: datetime) -> Sequence[Up
 
 
 async def forget_parts(session: AsyncSession, parts: Sequence[UploadPart]) -> None:
-    """The objects of these parts, all of one upload, are gone. Another sweep may have said so before."""
+    """The objects of these parts, all of one upload, are gone. Another sweep may have said so before, or dropped it."""
     first = parts[0]
     query = of_project(Upload, first.project_id).where(Upload.id == first.upload_id)
-    upload = (await session.scalars(query.with_for_update().execution_options(populate_existing=True))).one()
+    upload = (await session.scalars(query.with_for_update().execution_options(populate_existing=True))).one_or_none()
+    if upload is None:
+        return
     for part in await session.scalars(_parts_of(upload).where(UploadPart.id.in_([part.id for part in parts]))):
         await session.delete(part)
         upload.num_parts -= 1

@@ -262,3 +262,17 @@ async def _expiring(resources: Resources, principal: Principal, after: timedelta
     async with resources.write() as session:
         (await files.get(session, principal, file_id=file.id)).expires_at = utc_now() + after
     return file
+
+
+async def test_parts_may_be_forgotten_after_their_upload(resources: Resources) -> None:
+    """Two sweeps at once: one has read the parts when the other drops the upload."""
+    principal, _ = await factories.project(resources)
+    upload = await _upload(resources, principal, parts=1)
+    parts = await _rows(resources, principal, UploadPart)
+    async with resources.write() as session:
+        await uploads.cancel(session, principal, upload_id=upload.id)
+        (await uploads.get(session, principal, upload_id=upload.id)).ended_at = utc_now() - timedelta(days=31)
+    await tidying.remove_expired(resources)
+    assert await _rows(resources, principal, Upload) == []
+    async with resources.write() as session:
+        await uploads.forget_parts(session, parts)

@@ -5,7 +5,6 @@ for a client that does not read. Each of them would keep a connection, and with 
 """
 
 import asyncio
-import json
 import logging
 from typing import Any, Literal
 
@@ -13,6 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.api import errors
+from app.errors import InvalidRequest, Unavailable
 from app.ids import new_request_id
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class _Connection(HttpToolsProtocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.most:
             self.connections.discard(self)
-            self._refuse(503, "Too many connections are open at the moment. Please try again.", kind="server_error")
+            self._refuse(503, "Too many connections are open at the moment. Please try again.")
         else:
             self._await_head()
 
@@ -155,7 +156,7 @@ class _Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _refuse(self, status: int, message: str, *, kind: str = "invalid_request_error") -> None:
+    def _refuse(self, status: int, message: str) -> None:
         """Answer, if no other answer is under way, and hear no more."""
         if self._is_refused or self.transport.is_closing():
             return
@@ -165,15 +166,11 @@ class _Connection(HttpToolsProtocol):
         own_id = new_request_id()
         _log.info("%s was refused before it was a request: %d %s", own_id, status, message)
         if self.cycle is None or self.cycle.response_complete:
-            body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}}).encode()
-            headers = {
-                "content-type": "application/json",
-                "content-length": len(body),
-                "connection": "close",
-                "x-request-id": own_id,
-            }
-            head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-            self.transport.write(STATUS_LINE[status] + head.encode() + b"\r\n" + body)
+            error = Unavailable(message) if status == Unavailable.status else InvalidRequest(message)
+            error.headers |= {"connection": "close", "x-request-id": own_id}
+            response = errors.respond(error)
+            head = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
+            self.transport.write(STATUS_LINE[status] + head + b"\r\n" + bytes(response.body))
             self._patient.close_soon(_LINGER_SECONDS)
         else:
             self.transport.abort()

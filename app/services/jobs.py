@@ -1,6 +1,7 @@
 """Fine-tuning jobs as their owners see them: create, find, cancel, pause and resume."""
 
 import secrets
+from datetime import datetime
 from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -144,7 +145,7 @@ async def cancel(session: AsyncSession, principal: Principal, *, job_id: str) ->
         return job
     if job.status in TERMINAL:
         raise _illegal(job, "it cannot be cancelled")
-    await _cancel(session, job)
+    await _cancel(session, job, now=await database_now(session))
     audit.record(session, principal, Action.JOB_CANCELLED, job.id)
     await session.flush()
     return job
@@ -153,15 +154,16 @@ async def cancel(session: AsyncSession, principal: Principal, *, job_id: str) ->
 async def cancel_all(session: AsyncSession, *, project_id: str) -> None:
     """What a project has that is archived: nobody is left who could."""
     unfinished = of_project(Job, project_id).where(Job.status.not_in(TERMINAL)).order_by(Job.id).with_for_update()
-    for job in await session.scalars(unfinished):
-        await _cancel(session, job)
+    locked = (await session.scalars(unfinished)).all()
+    now = await database_now(session)
+    for job in locked:
+        await _cancel(session, job, now=now)
         audit.record(
             session, None, Action.JOB_CANCELLED, job.id, project_id=project_id, reason="the project is archived"
         )
 
 
-async def _cancel(session: AsyncSession, job: Job) -> None:
-    now = await database_now(session)
+async def _cancel(session: AsyncSession, job: Job, *, now: datetime) -> None:
     job_states.move(session, job, JobStatus.CANCELLED, message="The job has been cancelled", now=now)
     leases.revoke(session, job)
     await endings.after(session, job)

@@ -181,7 +181,9 @@ def test_more_connections_than_allowed_are_told_so(site: Site) -> None:
                 client.sendall(_GET + b"\r\n")
                 assert client.recv(65536).startswith(b"HTTP/1.1 200")
             with connected(served) as third:
-                status, message = refusal(read_all(third))
+                answer = read_all(third)
+            status, message = refusal(answer)
+            assert b"retry-after: 2" in answer
             assert (status, message.split(".")[0]) == (503, "Too many connections are open at the moment")
         deadline = time.monotonic() + 10
         while httpx.get(f"{served.url}/healthz").status_code != 200:
